@@ -1,0 +1,35 @@
+# Each target is enough on a fresh clone: the environment is built first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ok
+
+.PHONY: run test test-all lab readme check clean
+
+$(READY): settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+run: $(READY)  ## train, compute and write the report on real digits
+	$(BIN)/hessnb report --out report --force
+
+test: $(READY)  ## notebooks and tests, without the slow ones
+	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+test-all: $(READY)  ## everything
+	$(BIN)/nbdev_test --n_workers 2 --flags slow
+	$(BIN)/python -m pytest -q tests --runslow
+
+lab: $(READY)  ## open the workbook
+	$(BIN)/jupyter lab nbs
+
+readme: $(READY)  ## README.md from nbs/index.ipynb
+	$(BIN)/python .ci/render_readme.py
+
+check: $(READY)  ## is the tree clean, exported and up to date?
+	bash .ci/check
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
