@@ -1,4 +1,5 @@
 "Write README.md from nbs/index.ipynb, figures beside it in nbs/images, without Quarto."
+import re
 from pathlib import Path
 
 import nbformat
@@ -7,15 +8,17 @@ from nbconvert.preprocessors import TagRemovePreprocessor
 
 root = Path(__file__).resolve().parent.parent
 nb = nbformat.read(root / "nbs/index.ipynb", as_version=4)
+nb.metadata["language_info"] = {"name": "python"}
 for cell in nb.cells:
-    first = cell.source.split("\n", 1)[0]
-    if cell.cell_type == "code" and first.startswith("#| hide"): cell.metadata["tags"] = ["hide"]
-    cell.source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("#| "))
+    directives = [line[2:].strip() for line in cell.source.split("\n") if line.startswith("#|")]
+    cell.metadata["tags"] = directives
+    cell.source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("#|"))
 exporter = MarkdownExporter()
-hide = TagRemovePreprocessor()
-hide.remove_cell_tags = {"hide"}
+hide = TagRemovePreprocessor(remove_cell_tags={"hide"}, remove_input_tags={"hide_input"})
 exporter.register_preprocessor(hide, enabled=True)
+alts = iter(line.split(":", 1)[1].strip() for cell in nb.cells for line in cell.metadata.get("tags", []) if line.startswith("fig-alt:"))
 body, resources = exporter.from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "index"})
+body = re.sub(r"!\[png\]", lambda _: f"![{next(alts)}]", body)
 images = root / "nbs/images"
 images.mkdir(exist_ok=True)
 for name, data in resources["outputs"].items(): (root / name).write_bytes(data)

@@ -1,0 +1,137 @@
+"Options, marks and the few helpers that several test files share."
+import copy
+import random
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+import fakegpu  # noqa: F401  here, because the device has to exist before autograd starts its threads
+from hessnb.operator import MatrixOperator
+
+torch.set_num_threads(1)
+settings.register_profile("hessnb", deadline=None, derandomize=True, database=None)
+settings.load_profile("hessnb")
+
+HERE = Path(__file__).resolve().parent
+F64 = torch.float64
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", default=False, help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; run with --runslow")
+    config.addinivalue_line("markers", "gpu: needs a CUDA device")
+
+
+def pytest_collection_modifyitems(config, items):
+    no_gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available(): item.add_marker(no_gpu)
+    if config.getoption("--runslow"): return
+    slow = [item for item in items if "slow" in item.keywords]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if "slow" not in item.keywords]
+
+
+def known_bug(reason):
+    "Mark of a test that states what should hold and does not yet; remove it with the bug."
+    return pytest.mark.xfail(reason=reason, strict=True)
+
+
+def seeded(seed): return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape, seed=0, dtype=F64): return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+
+
+def build(make, seed=0):
+    "The module made by `make`, with weights that depend on `seed` only; float64, in evaluation mode."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().double().eval()
+
+
+def mlp(seed=0, D=3, C=4, hidden=5): return build(lambda: nn.Sequential(nn.Linear(D, hidden), nn.Tanh(), nn.Linear(hidden, C)), seed)
+
+
+def blobs(N=40, D=3, C=4, seed=0): return randn(N, D, seed=seed), torch.arange(N) % C
+
+
+def prescribed(values, seed=0, dtype=F64):
+    "A `MatrixOperator` with these eigenvalues and random eigenvectors."
+    n = len(values)
+    Q = torch.linalg.qr(randn(n, n, seed=seed)).Q
+    A = (Q * torch.as_tensor(np.asarray(values, dtype=float))) @ Q.T
+    return MatrixOperator(((A + A.T) / 2).to(dtype))
+
+
+def state_of(model):
+    "Everything of a model that a caller could find changed."
+    tensors = {n: t.detach().clone() for n, t in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    grads = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+    flags = {n: (p.requires_grad, p.data_ptr(), p._version, p.is_leaf) for n, p in model.named_parameters()}
+    modes = {n: m.training for n, m in model.named_modules()}
+    attributes = {n: sorted(vars(m)) for n, m in model.named_modules()}
+    return tensors, grads, flags, modes, attributes
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) or bool(torch.isnan(a).any())
+    if isinstance(a, dict): return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)): return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def globals_now():
+    legacy = np.random.get_state()
+    return dict(torch_rng=torch.get_rng_state(), numpy_rng=(legacy[0], legacy[1].tolist(), *legacy[2:]), python_rng=random.getstate(),
+                dtype=torch.get_default_dtype(), device=torch.get_default_device(), grad=torch.is_grad_enabled(), threads=torch.get_num_threads(),
+                deterministic=torch.are_deterministic_algorithms_enabled(), cudnn=torch.backends.cudnn.enabled)
+
+
+@contextmanager
+def untouched(*models, tensors=()):
+    "Assert on leaving, by exception too, that models, tensors and every global setting are as they were."
+    before = [state_of(m) for m in models], [(t.clone(), t._version) for t in tensors], globals_now()
+    try: yield
+    finally:
+        for model, old in zip(models, before[0]):
+            for what, a, b in zip(("values", "grad", "flags", "mode", "attributes"), old, state_of(model)): assert same(a, b), f"the model's {what} changed"
+        for t, (old, version) in zip(tensors, before[1]): assert t._version == version and same(old, t.detach()), "a tensor of the user's was changed"
+        after = globals_now()
+        changed = [k for k in before[2] if not same(before[2][k], after[k])]
+        assert not changed, f"global state changed: {changed}"
+
+
+@contextmanager
+def quiet(*containing):
+    "No warnings from us leave this block, except those that contain one of these words."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for text in containing: warnings.filterwarnings("ignore", message=f"(?s).*{text}")
+        yield
+
+
+def data_files():
+    "Reference networks: two lie in the repository, more beside it where the authors of this suite had them."
+    found = {p.name: p for folder in (HERE.parent.parent / "shared" / "reference", HERE / "data") for p in sorted(folder.glob("*.npz"))}
+    return found
+
+
+@pytest.fixture
+def rng_draws():
+    "Draw from every global generator, so that a forgotten reseed would show."
+    torch.rand(3), np.random.rand(3), random.random()
+    yield
+
+
+__all__ = ["F64", "HERE", "blobs", "build", "copy", "data_files", "known_bug", "mlp", "prescribed", "quiet", "randn", "seeded", "untouched"]

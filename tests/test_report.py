@@ -1,0 +1,87 @@
+"The command: what it writes, what it refuses, and what an interruption leaves."
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hessnb import report as report_module
+from hessnb.report import main
+
+KEYS = {"n_params", "train_accuracy", "test_accuracy", "train_loss", "eigenvalues", "residuals", "converged", "n_matvecs", "trace", "n_outliers", "measure", "margin"}
+
+
+def run(*args): return main(["report", *args, "--quiet"])
+
+
+def check_report(folder, dataset, kinds, k):
+    text = (folder / "summary.json").read_text()
+    numbers = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert numbers["dataset"] == dataset and list(numbers["minima"]) == kinds
+    for m in numbers["minima"].values():
+        assert KEYS <= set(m) and {"value", "count", "threshold", "reduce", "certified"} <= set(m["measure"]) and {"value", "spread"} <= set(m["margin"])
+        assert len(m["eigenvalues"]) == len(m["residuals"]) == len(m["converged"]) == k
+        assert m["eigenvalues"] == sorted(m["eigenvalues"], reverse=True) and m["train_accuracy"] == 1
+        for value, residual, ok in zip(m["eigenvalues"], m["residuals"], m["converged"]): assert not ok or residual <= 1e-6 * abs(value) * (1 + 1e-9)
+        assert m["measure"]["count"] / m["n_params"] == pytest.approx(m["measure"]["value"])
+    page = (folder / "index.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:image|https://arxiv\.org)""", page), "the page is not self-contained"
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower().replace("&nan", "")
+    assert all(kind.replace("_", "-") in page for kind in kinds)
+    return page
+
+
+@pytest.mark.parametrize("dataset,kinds,k", [("gauss", ["normal", "large_norm"], 10), ("intro1d", ["normal"], 4), ("iris", ["normal"], 6)])
+def test_report(tmp_path, dataset, kinds, k, capsys):
+    assert run(dataset, "--minima", *kinds, "--k", str(k), "--out", str(tmp_path / "r")) == 0
+    assert capsys.readouterr().out.strip() == str((tmp_path / "r" / "index.html").resolve())
+    page = check_report(tmp_path / "r", dataset, kinds, k)
+    assert ("t-SNE" in page) == (dataset == "iris")
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["index.html", "summary.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset,kinds", [("checkerboard", ["normal", "noisy_init", "adversarial"]), ("mnist017", ["normal", "adversarial"])])
+def test_report_slow(tmp_path, dataset, kinds):
+    assert run(dataset, "--minima", *kinds, "--out", str(tmp_path / "r")) == 0
+    check_report(tmp_path / "r", dataset, kinds, 25)
+
+
+def test_refuses_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report_module, "find_minimum", lambda *a, **k: pytest.fail("work was spent"))
+    (tmp_path / "keep.txt").write_text("mine")
+    assert run("gauss", "--out", str(tmp_path)) == 2
+    assert "not empty" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["keep.txt"]
+    assert run("gauss", "--out", str(tmp_path / "keep.txt")) == 2
+    assert run("gauss", "--minima", "normal", "noisy_init", "--out", str(tmp_path / "a")) == 2
+    assert "checkerboard" in capsys.readouterr().err
+    assert run("gauss", "--k", "0", "--out", str(tmp_path / "a")) == 2
+    assert not (tmp_path / "a").exists()
+    for bad in [["nosuchset"], ["gauss", "--minima", "wild"], ["gauss", "--minima", "normal", "normal"]]:
+        with pytest.raises(SystemExit) as stop: run(*bad)
+        assert stop.value.code == 2
+
+
+def test_force_replaces_the_report_and_nothing_else(tmp_path):
+    out = tmp_path / "r"
+    out.mkdir()
+    (out / "index.html").write_text("old")
+    (out / "keep.txt").write_text("mine")
+    assert run("intro1d", "--minima", "normal", "--k", "3", "--out", str(out), "--force") == 0
+    assert (out / "keep.txt").read_text() == "mine" and "old" != (out / "index.html").read_text()
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    out = tmp_path / "r"
+    process = subprocess.Popen([sys.executable, "-m", "hessnb.report", "report", "gauss", "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "training" in line: break
+    time.sleep(.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)  # Python reports the second if the signal lands inside an import; a shell shows 130 for both
+    assert "no report was written" in err
+    assert not out.exists()
