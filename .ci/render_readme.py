@@ -9,16 +9,17 @@ from nbconvert.preprocessors import TagRemovePreprocessor
 root = Path(__file__).resolve().parent.parent
 nb = nbformat.read(root / "nbs/index.ipynb", as_version=4)
 nb.metadata["language_info"] = {"name": "python"}
+alts = []
 for cell in nb.cells:
     directives = [line[2:].strip() for line in cell.source.split("\n") if line.startswith("#|")]
-    cell.metadata["tags"] = directives
+    cell.metadata["tags"] = [d for d in directives if d in ("hide", "hide_input")]
+    alts += [d.removeprefix("fig-alt:").strip() for d in directives if d.startswith("fig-alt:")]
     cell.source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("#|"))
 exporter = MarkdownExporter()
 hide = TagRemovePreprocessor(remove_cell_tags={"hide"}, remove_input_tags={"hide_input"})
 exporter.register_preprocessor(hide, enabled=True)
-alts = iter(line.split(":", 1)[1].strip() for cell in nb.cells for line in cell.metadata.get("tags", []) if line.startswith("fig-alt:"))
 body, resources = exporter.from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "index"})
-body = re.sub(r"!\[png\]", lambda _: f"![{next(alts)}]", body)
+body = re.sub(r"!\[png\]", lambda _: f"![{alts.pop(0)}]", body)
 images = root / "nbs/images"
 images.mkdir(exist_ok=True)
 for name, data in resources["outputs"].items(): (root / name).write_bytes(data)

@@ -177,13 +177,13 @@ def measure_figure(analyses: Sequence[Analysis]) -> Figure:
                  thresholds={n: a.measure.threshold for n, a in names.items()})
     return fig
 
-# %% ../nbs/30_report.ipynb #1dc73e63
+# %% ../nbs/30_report.ipynb #0fffc0c2
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { margin-top: 2.5rem; border-bottom: 1px solid #d0d7de }
 p, li { max-width: 48rem } .lead { color: #57606a; font-size: 1.1rem }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .95rem } caption { text-align: left; color: #57606a; padding: .3rem 0 }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap } th:first-child, td:first-child { text-align: left }
+.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem } caption { text-align: left; color: #57606a; padding: .3rem 0 }
+th, td { padding: .35rem .6rem; border-bottom: 1px solid #d0d7de; text-align: right } th:first-child, td:first-child { text-align: left }
 thead th { background: #f6f8fa; vertical-align: bottom; white-space: normal }
 figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto } figcaption { color: #57606a; max-width: 48rem }
 .note { background: #fff8e5; border-left: 4px solid #e69f00; padding: .6rem 1rem; max-width: 46rem }

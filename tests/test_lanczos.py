@@ -81,7 +81,7 @@ def test_larger_spectra(which): sweep(400, 0, [6], [which])
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("n", [100, 400, 2000])
-def test_large_sweep(n, seed): sweep(n, seed, [1, 3, 10, 20] + ([33, 40, 100] if n == 100 else []), WHICH if n < 2000 else ["LA", "BE"])
+def test_large_sweep(n, seed): sweep(n, seed, {100: [1, 3, 10, 20, 33, 40, 100], 400: [1, 3, 10, 20], 2000: [10]}[n], WHICH if n < 2000 else ["LA", "BE"])
 
 
 eigenvalue = st.one_of(st.sampled_from([0., 1., -1., 2., 5.]), st.floats(-10, 10).map(lambda v: round(v, 6)))
@@ -160,14 +160,14 @@ def test_basis_stays_within_its_bytes(monkeypatch):
 
 
 @known_bug("with a small basis the probe cannot reach its goal: wrong pairs are 'converged' and nothing warns")
-@pytest.mark.parametrize("k, capacity", [(7, 25), (5, 18)])
-def test_goal_that_was_not_reached_is_said(k, capacity):
-    op = prescribed(np.r_[[24.26] * 3, 9.97, 9.8, 9.75, np.random.default_rng(3).uniform(-10, 10, 294)])
-    for seed in range(3):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            pairs = top_eigenpairs(op, k, basis_bytes=capacity * 300 * 8, tol=1e-9, generator=seeded(seed))
-        assert pairs.miss_probability <= 1e-3 or any("miss_probability" in str(w.message) for w in caught)
+@pytest.mark.parametrize("seed", range(3))
+def test_goal_that_was_not_reached_is_said(seed):
+    op = diagonal(np.r_[[1.1] * 3, np.random.default_rng(0).uniform(-1, 1, 297)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pairs = top_eigenpairs(op, 3, tol=1e-4, basis_bytes=16 * 300 * 8, generator=seeded(seed))
+    assert pairs.miss_probability <= 1e-3 or any("miss_probability" in str(w.message) for w in caught)
+    assert pairs.miss_probability > 1e-3 or (pairs.values - 1.1).abs().max() < 1e-6
 
 
 class TestStart:
