@@ -51,8 +51,8 @@ def _autograd_residuals(objective: Objective, outputs: Tensor, labels: Tensor) -
     with torch.enable_grad(): r, = torch.autograd.grad(objective.loss.total(out, target), out)
     return r.double(), torch.zeros(len(r), dtype=torch.float64, device=r.device)
 
-# %% ../nbs/05_alignment.ipynb #95017f3e
-@dataclass(frozen=True)
+# %% ../nbs/05_alignment.ipynb #ac7ef6dd
+@dataclass(frozen=True, eq=False)
 class Alignment:
     "Cosines between per-example gradients and given vectors."
     cosines: Tensor  # `(N, k)` in [-1, 1]; NaN where the gradient is zero

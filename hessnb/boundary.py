@@ -17,8 +17,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from .alignment import align, residuals
 from .objective import Objective, example_vjps
 
-# %% ../nbs/06_boundary.ipynb #95f705c8
-@dataclass(frozen=True)
+# %% ../nbs/06_boundary.ipynb #495d5607
+@dataclass(frozen=True, eq=False)
 class PlaneScan:
     "Predictions and alignments on a grid in a plane of input space."
     u: Tensor  # `(n_u,)`, coordinates along the first axis
@@ -64,8 +64,8 @@ def _window(objective: Objective, X: Tensor | None, origin: Tensor, axes: Tensor
     (a, c), (b, d) = (low - space).tolist(), (high + space).tolist()
     return a, b, c, d
 
-# %% ../nbs/06_boundary.ipynb #3a04e2ea
-@dataclass(frozen=True)
+# %% ../nbs/06_boundary.ipynb #fdaee1ec
+@dataclass(frozen=True, eq=False)
 class DesignedInputs:
     "Inputs whose reinforcing gradient was turned towards a vector."
     inputs: Tensor = field(repr=False)  # `(r, ...)`

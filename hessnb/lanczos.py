@@ -6,8 +6,9 @@
 __all__ = ['WHICH', 'Krylov', 'Tridiag', 'tridiagonalize', 'log_miss_probability', 'EigenPairs', 'wanted', 'criterion',
            'top_eigenpairs', 'dense_eigenpairs']
 
-# %% ../nbs/03_lanczos.ipynb #47cb7cf5
+# %% ../nbs/03_lanczos.ipynb #e0dc2210
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .operator import Operator, SymmetricOperator
 
-# %% ../nbs/03_lanczos.ipynb #7c3d7931
+# %% ../nbs/03_lanczos.ipynb #9272cef7
 class Krylov:
     "Orthonormal rows, multiplied with the operator or pending, and the operator's projection on them."
     def __init__(self,
@@ -31,8 +32,8 @@ class Krylov:
         self.op, self.capacity, self.m = op, min(capacity, n), 0
         self.basis = torch.empty(min(32, self.capacity), n, dtype=op.dtype, device=op.device)  # the first m rows are multiplied; grows
         self.pending = self.basis.new_empty(0, n)  # `(s, P)`
-        self.projected = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64)  # holds G, on the host
-        self.coupling = torch.zeros(0, 0, dtype=torch.float64)  # B, `(s, m)`, on the host
+        self.projected = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64, device="cpu")  # holds G, on the host
+        self.coupling = torch.zeros(0, 0, dtype=torch.float64, device="cpu")  # B, `(s, m)`, on the host
         self.scale = 0.  # largest |Aq| so far: the norm of the operator, from below
 
     @property
@@ -46,7 +47,7 @@ class Krylov:
     @property
     def eps(self) -> float: return torch.finfo(self.op.dtype).eps
 
-# %% ../nbs/03_lanczos.ipynb #346c8b9a
+# %% ../nbs/03_lanczos.ipynb #866f4482
 @patch
 def _split(self: Krylov, w: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     "Components of `w` along the multiplied rows and `others`, and the remainder, by two passes of Gram-Schmidt."
@@ -69,7 +70,7 @@ def add(self: Krylov,
     if left <= 100 * self.eps: return False
     _, rest = self._split(rest / left, self.pending)
     self.pending = torch.cat([self.pending, (rest / rest.norm())[None]])
-    self.coupling = torch.cat([self.coupling, torch.zeros(1, self.m, dtype=torch.float64)])
+    self.coupling = torch.cat([self.coupling, torch.zeros(1, self.m, dtype=torch.float64, device="cpu")])
     return True
 
 @patch
@@ -83,7 +84,7 @@ def _store(self: Krylov, q: Tensor) -> None:
     self.basis[self.m] = q
     self.m += 1
 
-# %% ../nbs/03_lanczos.ipynb #5537084f
+# %% ../nbs/03_lanczos.ipynb #050701ab
 @patch
 def _multiply(self: Krylov, q: Tensor) -> Tensor:
     "The product with a row; `ValueError` if it is not finite."
@@ -110,7 +111,7 @@ def expand(self: Krylov,
     self.coupling = torch.cat([self.coupling, toward[:, None]], 1)
     if beta <= 4 * self.eps * self.scale or self.m + len(self.pending) == self.op.shape[0]: return 0.
     self.pending = torch.cat([self.pending, (rest / beta)[None]])
-    new = torch.zeros(1, self.m, dtype=torch.float64)
+    new = torch.zeros(1, self.m, dtype=torch.float64, device="cpu")
     new[0, -1] = beta
     self.coupling = torch.cat([self.coupling, new])
     return beta
@@ -141,8 +142,8 @@ def restart(self: Krylov,
     self.projected.zero_()
     self.projected[:k, :k] = torch.diag(values)
 
-# %% ../nbs/03_lanczos.ipynb #b461c2a4
-@dataclass(frozen=True)
+# %% ../nbs/03_lanczos.ipynb #ba6a6561
+@dataclass(frozen=True, eq=False)
 class Tridiag:
     "The Lanczos factorisation `A Q^T = Q^T T + beta_last q_next e_m^T`."
     alpha: Tensor  # `(m,)`, diagonal of T
@@ -156,6 +157,9 @@ def tridiagonalize(
     n_steps: int,  # most steps `m`; one product each
 ) -> Tridiag:
     "Lanczos with full reorthogonalisation; holds `n_steps * P` numbers. Stops early, exactly, when the space is invariant."
+    if n_steps < 1: raise ValueError(f"n_steps must be at least 1, got {n_steps}")
+    if not isinstance(start, Tensor) or start.dtype != op.dtype: raise TypeError(f"start must be a tensor of {op.dtype}, got {getattr(start, 'dtype', type(start).__name__)}")
+    if start.shape != (op.shape[0],): raise ValueError(f"start must have shape ({op.shape[0]},), got {tuple(start.shape)}")
     krylov = Krylov(op, n_steps + 1)
     if not krylov.add(start): raise ValueError("the start vector is zero")
     beta = 0.
@@ -175,8 +179,8 @@ def log_miss_probability(
     if (gaps <= 0).any(): return 0.
     return min(0., log_beta - gaps.log().sum().item() + .5 * math.log(2 * n / math.pi))
 
-# %% ../nbs/03_lanczos.ipynb #10095986
-@dataclass(frozen=True)
+# %% ../nbs/03_lanczos.ipynb #daf5dd25
+@dataclass(frozen=True, eq=False)
 class EigenPairs:
     "Eigenvalues and eigenvectors with the evidence for them."
     values: Tensor  # `(k,)` float64, in the order that `which` asks for
@@ -192,8 +196,13 @@ class EigenPairs:
 
     def __len__(self) -> int: return len(self.values)
 
+    @property
+    def relative_residuals(self) -> Tensor:  # `(k,)`
+        "Residuals over |lambda|, or over eps^(2/3) |lambda|_max for eigenvalues that are zero to rounding: what `tol` is compared with."
+        return self.residuals / criterion(self.values, self.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny).item(), 1., torch.finfo(self.vectors.dtype).eps)
+
     def __repr__(self) -> str:
-        worst = (self.residuals / self.values.abs().clamp_min(torch.finfo(torch.float64).tiny)).max().item()
+        worst = self.relative_residuals.max().item()
         head = ", ".join(f"{v:.4g}" for v in self.values[:5].tolist()) + (", ..." if len(self) > 5 else "")
         return (f"EigenPairs({self.which}: [{head}]; {int(self.converged.sum())}/{len(self)} converged to tol={self.tol:g} (stopped: {self.stopped}), "
                 f"largest relative residual {worst:.1e}, missed with p<{self.miss_probability:.1g}, {self.n_matvecs}+{self.n_certify} products)")
@@ -223,12 +232,13 @@ def criterion(
     "The residual that counts as converged, ARPACK's: `tol * max(|lambda|, eps^(2/3) * scale)`."
     return tol * values.abs().clamp_min(eps ** (2 / 3) * scale)
 
-# %% ../nbs/03_lanczos.ipynb #e5f68e61
+# %% ../nbs/03_lanczos.ipynb #c84a9af7
 class _Search:
     "The state of one call of `top_eigenpairs`."
     def __init__(self, op, k, which, tol, max_matvecs, capacity, generator, bar):
         self.op, self.k, self.which, self.tol, self.max_matvecs, self.bar = op, k, which, tol, max_matvecs, bar
         self.generator, self.krylov, self.used = generator, Krylov(op, capacity), 0
+        self.least = 0  # products before anything may count as converged
 
     def random(self) -> Tensor:
         "A Gaussian vector `(P,)`, drawn on the generator's device."
@@ -243,7 +253,7 @@ class _Search:
     @property
     def spent(self) -> bool: return self.used >= self.max_matvecs
 
-# %% ../nbs/03_lanczos.ipynb #e1cde02c
+# %% ../nbs/03_lanczos.ipynb #b26234a7
 @patch
 def assess(self: _Search) -> bool:
     "Look at the Ritz pairs: sets the wanted ones and which are open; true if all are there and small enough."
@@ -257,11 +267,11 @@ def assess(self: _Search) -> bool:
     return len(self.theta) == self.k and not self.open.any().item()
 
 @patch
-def shrink(self: _Search) -> None:
-    "Thick restart: keep the wanted Ritz vectors, and neighbours of theirs in half of the remaining room."
+def shrink(self: _Search, neighbours: float = .5) -> None:
+    "Thick restart: keep the wanted Ritz vectors, and neighbours of theirs in this share of the remaining room."
     self.assess()
     spare = self.krylov.capacity - self.k - len(self.krylov.pending)
-    keep = wanted(self.values, min(self.k + max(0, spare // 2), self.krylov.m), self.which)
+    keep = wanted(self.values, min(self.k + max(0, int(neighbours * spare)), self.krylov.m), self.which)
     self.krylov.restart(self.values[keep], self.S[:, keep])
 
 @patch
@@ -271,14 +281,14 @@ def choose(self: _Search) -> int:
     columns = self.index[self.open] if self.open.any() else self.index
     return int((self.krylov.coupling @ self.S[:, columns]).norm(dim=1).argmax())
 
-# %% ../nbs/03_lanczos.ipynb #9a469ef1
+# %% ../nbs/03_lanczos.ipynb #66036520
 @patch
 def converge(self: _Search) -> bool:
     "Expand until all wanted pairs are small; false if the budget ended first."
     krylov, check_at, row = self.krylov, 0, None
     while True:
         if krylov.m and (krylov.m >= check_at or not len(krylov.pending)):
-            if self.assess(): return True
+            if self.assess() and (krylov.m >= self.least or not len(krylov.pending)): return True
             check_at, row = krylov.m + max(1, krylov.m // 24), None
         if self.spent: return self.assess()
         if not len(krylov.pending) and not krylov.add(self.random()): return self.assess()
@@ -291,19 +301,19 @@ def converge(self: _Search) -> bool:
         self.count()
         if row is None: check_at = 0
 
-# %% ../nbs/03_lanczos.ipynb #95020675
+# %% ../nbs/03_lanczos.ipynb #fa2cfd7b
 @patch
 def _frontier(self: _Search, found: Tensor, sign: int, own_start: bool) -> list[tuple[float, int]]:
     "`found` runs from the best to the last wanted value of one end; (sigma, sign) beyond which an unseen one would belong to the result."
     if not len(found): return []
-    relative = 8 * max(self.tol, self.krylov.eps)  # nearer values may be one eigenvalue, split by an unconverged pair
+    relative = 2 * max(self.tol, self.krylov.eps)  # nearer values may be one eigenvalue, split by an unconverged pair
     blur = lambda v: relative * (abs(v) + self.krylov.eps ** .5 * self.scale)
     last = found[-1].item()
     better = [v for v in found.tolist() if sign * (v - last) > blur(v)]
     if own_start: edge, width = last, blur(last)
     elif better: edge, width = better[-1], -blur(better[-1])
     else: return []
-    candidates = edge + sign * width * torch.linspace(.25, .75, 33, dtype=torch.float64)
+    candidates = edge + sign * width * torch.linspace(.25, .75, 33, dtype=torch.float64, device="cpu")
     clear = (candidates[:, None] - (self.values.abs() if self.which == "LM" else self.values)).abs().min(1).values
     return [(candidates[clear.argmax()].item(), sign)]  # far from every Ritz value: G - sigma has to be inverted
 
@@ -317,7 +327,7 @@ def frontiers(self: _Search, own_start: bool) -> list[tuple[float, int]]:
     low = self.theta[high:].flip(0) if self.which == "BE" else self.theta[high:]
     return self._frontier(self.theta[:high], 1, own_start) + self._frontier(low, -1, own_start)
 
-# %% ../nbs/03_lanczos.ipynb #46e1b599
+# %% ../nbs/03_lanczos.ipynb #b3522a14
 @patch
 def probe(self: Krylov,
     start: Tensor,  # `(P,)`, Gaussian
@@ -332,7 +342,7 @@ def probe(self: Krylov,
     E = ((B @ S) / (sigma - values)) @ (B @ S).T
     none = P[:0]
     z = self._split(start, none)[1]
-    z, A, T, log_beta = self._split(z / z.norm(), none)[1], [], torch.zeros(max_steps, max_steps, dtype=torch.float64), 0.
+    z, A, T, log_beta = self._split(z / z.norm(), none)[1], [], torch.zeros(max_steps, max_steps, dtype=torch.float64, device="cpu"), 0.
     miss, found, beta = 1., False, 0.
     while len(A) < max_steps and not found:
         z = z / z.norm()
@@ -355,14 +365,14 @@ def probe(self: Krylov,
     self._absorb(m, torch.stack(A), E, z / beta if beta else None, beta)
     return miss, found, len(A)
 
-# %% ../nbs/03_lanczos.ipynb #16339870
+# %% ../nbs/03_lanczos.ipynb #8b5d8913
 @patch
 def _absorb(self: Krylov, m: int, A: Tensor, E: Tensor, z: Tensor | None, beta: float) -> None:
     "Make the rows after `m` a regular part of the decomposition: new pending rows and couplings."
     P, B, chain = self.pending, self.coupling, self.Q[m:]
     outside = P - A.T.to(P) @ chain  # what is left of the pending rows
     rows = ([] if z is None else [z]) + list(outside)
-    R, ortho = torch.zeros(len(rows), len(rows), dtype=torch.float64), []  # rows = R^T ortho
+    R, ortho = torch.zeros(len(rows), len(rows), dtype=torch.float64, device="cpu"), []  # rows = R^T ortho
     self.pending = P[:0]
     for i, row in enumerate(rows):
         h, rest = self._split(row, torch.stack(ortho) if ortho else P[:0])
@@ -379,7 +389,7 @@ def _absorb(self: Krylov, m: int, A: Tensor, E: Tensor, z: Tensor | None, beta: 
     if z is not None: toward[:, -1] += beta * R[:, 0]
     self.coupling = torch.cat([shared @ B, toward], 1)
 
-# %% ../nbs/03_lanczos.ipynb #3ac21d7e
+# %% ../nbs/03_lanczos.ipynb #b128118b
 @patch
 def look_beyond(self: _Search, frontiers: list[tuple[float, int]], goal: float) -> tuple[float, bool]:
     "Probe every frontier; the bound on the probability of a miss, and whether something was found."
@@ -387,7 +397,7 @@ def look_beyond(self: _Search, frontiers: list[tuple[float, int]], goal: float) 
     for sigma, sign in frontiers:
         if not krylov.unexplored: break
         whole = krylov.capacity == self.op.shape[0]  # then everything unexplored has its place
-        if not whole and krylov.room < min(krylov.unexplored, 32): self.shrink()
+        if not whole and krylov.room < min(krylov.unexplored, 32): self.shrink(neighbours=0. if krylov.capacity < self.k + 64 else .5)
         steps = min(max(64, krylov.m), krylov.unexplored, self.max_matvecs - self.used, krylov.unexplored if whole else krylov.room - 1)
         if steps < 1: return 1., False
         miss, found, used = krylov.probe(self.random(), sigma, sign, goal / len(frontiers), steps)
@@ -396,13 +406,13 @@ def look_beyond(self: _Search, frontiers: list[tuple[float, int]], goal: float) 
         total += miss
     return min(1., total), False
 
-# %% ../nbs/03_lanczos.ipynb #4110f70d
+# %% ../nbs/03_lanczos.ipynb #29ffecc2
 @patch
 def run(self: _Search, start: Tensor | None, goal: float) -> tuple[bool, float, int]:
     "Whether the wanted pairs converged, the bound on missed ones, and the products it took to find them."
     krylov = self.krylov
     for v in [self.random()] if start is None else start: krylov.add(v)
-    for _ in range(len(krylov.pending) - 1):
+    for _ in range(len(krylov.pending)):  # every start row; their remainders queue up behind them
         if not self.spent:
             krylov.expand(0)
             self.count()
@@ -415,7 +425,7 @@ def run(self: _Search, start: Tensor | None, goal: float) -> tuple[bool, float, 
         done = self.assess() and torch.allclose(size(theta), size(self.theta), rtol=8 * self.tol, atol=8 * krylov.eps * self.scale)
         if done and not found: return True, miss, found_with
 
-# %% ../nbs/03_lanczos.ipynb #a29eb286
+# %% ../nbs/03_lanczos.ipynb #8c9d1b6d
 def top_eigenpairs(
     op: SymmetricOperator,
     k: int,  # pairs wanted, 1..P
@@ -430,9 +440,10 @@ def top_eigenpairs(
     progress: bool = False,  # show a bar of products
 ) -> EigenPairs:
     "The `k` wanted eigenpairs of `op`, with true residuals; pairs that did not converge are flagged, with a warning."
-    n = op.shape[0]
-    _check_request(n, k, which, tol)
-    if 3 * k > n and n * n * torch.empty((), dtype=op.dtype).element_size() <= basis_bytes: return dense_eigenpairs(op, k, which=which, tol=tol)
+    _check_operator(op)
+    n, k = op.shape[0], _check_request(op.shape[0], k, which, tol)
+    if start is not None: _check_start(op, start, n)
+    if (max_matvecs is None or max_matvecs >= n) and isinstance(op, Operator) and 3 * k > n and n * n * torch.empty((), dtype=op.dtype).element_size() <= basis_bytes: return dense_eigenpairs(op, k, which=which, tol=tol)
     capacity = min(n, basis_bytes // (n * torch.empty((), dtype=op.dtype).element_size()))
     if capacity < min(n, k + 12):
         raise ValueError(f"basis_bytes={basis_bytes:,} holds {capacity} vectors of {n:,} numbers; k={k} needs at least {min(n, k + 12)}: raise it or ask for fewer pairs")
@@ -442,17 +453,30 @@ def top_eigenpairs(
     if budget < k: raise ValueError(f"max_matvecs={budget} cannot give k={k} pairs: at least one product each")
     with tqdm(disable=not progress, unit=" products") as bar:
         search = _Search(op, k, which, tol, budget, capacity, generator, bar)
+        search.least = 0 if start is not None else min(capacity - 1, k + 8)  # a first step can look converged by chance
         found, miss, n_matvecs = search.run(start, miss_probability)
     vectors = search.krylov.combine(search.S[:, search.index])
-    return _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "budget")
+    pairs = _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "budget")
+    if found and miss > miss_probability:
+        warnings.warn(f"completeness is not certified: miss_probability={miss:.1g} against the goal {miss_probability:g}, so copies of an eigenvalue may be missing; "
+                      "raise basis_bytes or max_matvecs", stacklevel=2)
+    return pairs
 
-# %% ../nbs/03_lanczos.ipynb #e3f2974f
-def _check_request(n: int, k: int, which: str, tol: float) -> None:
-    "`TypeError` or `ValueError` for a request that has no meaning."
-    if isinstance(k, bool) or not isinstance(k, int): raise TypeError(f"k must be an int, got {type(k).__name__}")
+# %% ../nbs/03_lanczos.ipynb #77582f73
+def _check_operator(op) -> None:
+    "`TypeError` for what is no operator."
+    if isinstance(op, (Tensor, torch.nn.Module)) or not isinstance(op, SymmetricOperator):
+        raise TypeError(f"expected an operator, got {type(op).__name__}: wrap a symmetric matrix in MatrixOperator, an Objective in HessianOperator")
+
+def _check_request(n: int, k: int, which: str, tol: float) -> int:
+    "`k` as an int; `TypeError` or `ValueError` for a request that has no meaning."
+    try: k = operator.index(None if isinstance(k, (bool, Tensor)) else k)
+    except TypeError: raise TypeError(f"k must be an int, got {type(k).__name__}") from None
     if not 1 <= k <= n: raise ValueError(f"k must be between 1 and P={n:,}, got {k}")
     if which not in WHICH: raise ValueError(f"which must be one of {WHICH}, got {which!r}")
     if not tol > 0: raise ValueError(f"tol must be positive, got {tol}; the residual is compared with tol * |lambda|")
+    if not tol < 1: raise ValueError(f"tol must be below 1, got {tol}: a residual as large as |lambda| says nothing")
+    return k
 
 def _check_start(op: SymmetricOperator, start: Tensor, capacity: int) -> Tensor:
     "Start vectors as rows `(j, P)` in the operator's dtype and device."
@@ -461,12 +485,12 @@ def _check_start(op: SymmetricOperator, start: Tensor, capacity: int) -> Tensor:
     if rows.ndim != 2 or rows.shape[1] != op.shape[0]:
         raise ValueError(f"start must have shape ({op.shape[0]},) or (j, {op.shape[0]}), got {tuple(start.shape)}")
     if not torch.isfinite(rows).all() or not rows.any(): raise ValueError("start must be finite and not zero")
-    return rows[:capacity // 2].to(op.device, op.dtype)
+    return rows[:capacity // 2].detach().to(op.device, op.dtype)
 
-# %% ../nbs/03_lanczos.ipynb #a7390fba
+# %% ../nbs/03_lanczos.ipynb #6736dcd8
 def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvecs: int, n_probe: int, miss: float, stopped: str) -> EigenPairs:
     "Rayleigh quotients and true residuals of `vectors` `(k, P)`, from one product each."
-    values, residuals = torch.empty(len(vectors), dtype=torch.float64), torch.empty(len(vectors), dtype=torch.float64)
+    values, residuals = torch.empty(len(vectors), dtype=torch.float64, device="cpu"), torch.empty(len(vectors), dtype=torch.float64, device="cpu")
     for i, v in enumerate(vectors):
         w, v = op.matvec(v / v.norm()).double(), (v / v.norm()).double()
         value = v @ w / (v @ v)
@@ -481,16 +505,16 @@ def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvec
     if not converged.all(): _warn(pairs, op.dtype)
     return pairs
 
-def _warn(pairs: EigenPairs, dtype: torch.dtype) -> None:
+def _warn(pairs: EigenPairs, dtype: torch.dtype, stacklevel: int = 4) -> None:
     "One warning that says which pairs fell short, why, and what to do."
     bad = (~pairs.converged).nonzero().flatten().tolist()
-    reached = (pairs.residuals / pairs.values.abs().clamp_min(torch.finfo(torch.float64).tiny))[bad].max().item()
+    reached = pairs.relative_residuals[bad].max().item()
     why = f"max_matvecs ran out after {pairs.n_matvecs} products: raise it, or pass start=pairs.vectors"
     if pairs.stopped == "precision":
         why = f"this is the rounding floor of {dtype}" + ("; refine in double precision: pairs.refine(float64_operator)" if dtype == torch.float32 else "")
-    warnings.warn(f"{len(bad)} of {len(pairs)} eigenpairs are above tol={pairs.tol:g} (indices {bad[:8]}, relative residual up to {reached:.1e}): {why}", stacklevel=4)
+    warnings.warn(f"{len(bad)} of {len(pairs)} eigenpairs are above tol={pairs.tol:g} (indices {bad[:8]}, relative residual up to {reached:.1e}): {why}", stacklevel=stacklevel)
 
-# %% ../nbs/03_lanczos.ipynb #025bb28e
+# %% ../nbs/03_lanczos.ipynb #144f585e
 def dense_eigenpairs(
     op: Operator,
     k: int | None = None,  # pairs to return; None: all P
@@ -500,9 +524,11 @@ def dense_eigenpairs(
     max_bytes: int = 4 * 2**30,  # refuse a larger matrix
 ) -> EigenPairs:
     "All eigenpairs (or `k` of them) from the dense matrix: P products and a symmetric eigensolver; `ValueError` if it would not fit."
+    _check_operator(op)
     n = op.shape[0]
     _check_request(n, n if k is None else k, which, tol)
     A = op.to_dense(max_bytes=max_bytes)
+    if not torch.isfinite(A).all(): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
     values, V = torch.linalg.eigh(A)
     index = wanted(values, n if k is None else k, which)
     values, vectors = values[index], V.T[index].contiguous()
@@ -510,7 +536,7 @@ def dense_eigenpairs(
     values = values.double().cpu()
     converged = residuals <= criterion(values, values.abs().max().item(), tol, torch.finfo(op.dtype).eps)
     pairs = EigenPairs(values, vectors, residuals, converged, n, 0, which, tol, 0., "converged" if converged.all() else "precision")
-    if not converged.all(): _warn(pairs, op.dtype)
+    if not converged.all(): _warn(pairs, op.dtype, 3)
     return pairs
 
 @patch

@@ -17,8 +17,8 @@ from .boundary import design_input
 from .lanczos import EigenPairs
 from .objective import Objective
 
-# %% ../nbs/08_margin.ipynb #d1e8fb71
-@dataclass(frozen=True)
+# %% ../nbs/08_margin.ipynb #8c617b5f
+@dataclass(frozen=True, eq=False)
 class DirectionMargin:
     "The estimate from one eigenvector."
     value: float  # median over the converged starts, input units (L2); NaN if none converged
@@ -29,7 +29,7 @@ class DirectionMargin:
     nearest: tuple[int, int]  # examples of largest and smallest alignment
     n_dropped: int  # starts that did not converge
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Margin:
     "Margin estimates for one or more eigenvectors."
     value: float  # smallest over the directions, input units (L2)

@@ -16,8 +16,8 @@ from torch import Tensor
 from .alignment import Alignment, align
 from .objective import Objective
 
-# %% ../nbs/07_measure.ipynb #40bc8412
-@dataclass(frozen=True)
+# %% ../nbs/07_measure.ipynb #f4e554ac
+@dataclass(frozen=True, eq=False)
 class GeneralizationMeasure:
     "The share of eigenvectors that the boundary takes, with bounds."
     value: float  # count / n_params
@@ -60,8 +60,8 @@ def generalization_measure(
     count, unseen = int(active.sum()), min(int(possible), n_params - k)
     return GeneralizationMeasure(count / n_params, count, count + unseen, unseen == 0, threshold, source, reduce, n_params, k, alignment.n_undefined, active)
 
-# %% ../nbs/07_measure.ipynb #9ebb6e29
-@dataclass(frozen=True)
+# %% ../nbs/07_measure.ipynb #3a176d3d
+@dataclass(frozen=True, eq=False)
 class Baseline:
     "Alignments that random directions reach by chance."
     mean: float  # mean over the directions of max_x |alignment|

@@ -326,7 +326,7 @@ def _memorise(
     raise RuntimeError(f"{data.name}: random labels not memorised; the best of {_ATTEMPTS} attempts reached accuracy {best.accuracy:.1%} and loss {best.loss:.2g} "
                        f"(target {loss_target:.2g}) in {best.epochs} epochs; give more epochs, another step size or a wider network")
 
-# %% ../nbs/21_minima.ipynb #b55cd62e
+# %% ../nbs/21_minima.ipynb #235db8c9
 Kind = Literal["normal", "adversarial", "large_norm", "noisy_init"]
 
 _POINTS = {
@@ -345,6 +345,7 @@ _IMAGES = {
 }
 _BY_NAME = {
     "iris": {"random_labels": Recipe(lr=0.002, momentum=0.995), "normal": Recipe(lr=0.01, momentum=0.9)},  # inputs up to 8
+    "intro1d": {"normal": Recipe(lr=0.01, momentum=0.99)},  # ten hidden units: little momentum can end with all of them dead
     "checkerboard": {"random_labels": Recipe(lr=0.01, momentum=0.997, epochs=12_000)},  # crowded: hard to memorise
 }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SymmetricOperator', 'Operator', 'MatrixOperator', 'HessianOperator']
 
-# %% ../nbs/02_operator.ipynb #b7a16d19
+# %% ../nbs/02_operator.ipynb #690da297
 import re
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .objective import Objective
+from .objective import Objective, check_mode, isolated, own_modes
 
 # %% ../nbs/02_operator.ipynb #c13521df
 @runtime_checkable
@@ -101,7 +101,7 @@ def to_scipy(self: Operator):  # scipy.sparse.linalg.LinearOperator
 def __repr__(self: Operator) -> str:
     return f"{type(self).__name__}({self.shape[0]:,} x {self.shape[1]:,}, {str(self.dtype)[6:]}, {self.device}, {self.n_matvecs:,} products so far)"
 
-# %% ../nbs/02_operator.ipynb #80602774
+# %% ../nbs/02_operator.ipynb #4dc77963
 class MatrixOperator(Operator):
     "A given symmetric matrix as an operator."
     def __init__(self,
@@ -115,15 +115,15 @@ class MatrixOperator(Operator):
         if gap > 1e3 * torch.finfo(A.dtype).eps * scale:
             raise ValueError(f"A is not symmetric: |A - A^T| reaches {gap:.3g} with entries up to {scale:.3g}; use (A + A.T) / 2 if that is meant")
         super().__init__(len(A), A.dtype, A.device)
-        self.A = A
-    def _product(self, v: Tensor) -> Tensor: return self.A @ v
+        self.A = A.detach()
+    def _product(self, v: Tensor) -> Tensor: return self.A @ v.detach()
     def matmat(self, V: Tensor) -> Tensor:  # rows `(k, P)` -> `(k, P)`
         "The product with each row, in one multiplication."
         self._check(V, 2)
         self.n_matvecs += len(V)
-        return V @ self.A
+        return V.detach() @ self.A
 
-# %% ../nbs/02_operator.ipynb #3ed47fe7
+# %% ../nbs/02_operator.ipynb #edad2680
 class HessianOperator(Operator):
     "The Hessian of an objective at its parameters, as products."
     def __init__(self,
@@ -135,7 +135,11 @@ class HessianOperator(Operator):
         super().__init__(objective.n_params, objective.dtype, objective.device)
         self.objective = objective
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
-        self._leaves = objective.leaves()
+        with own_modes(objective.device): self._start()
+
+    def _start(self):
+        check_mode(self.objective.model)
+        self._leaves = self.objective.leaves()
         self._check_dead_ends()
         self._kept = self._linearise()
         self._product(torch.zeros(self.shape[0], dtype=self.dtype, device=self.device))  # fails here, not later, if a second derivative is missing
@@ -159,15 +163,21 @@ def _piece_grad(self: HessianOperator, inputs, target: Tensor) -> Tensor:
     "Gradient of one piece's share of the mean loss, with its graph."
     return self.objective.piece_grad(self._leaves, inputs, target, create_graph=True) / self.objective.normaliser
 
-# %% ../nbs/02_operator.ipynb #2c57b660
+# %% ../nbs/02_operator.ipynb #bab081ee
 @patch
 def _product(self: HessianOperator, v: Tensor) -> Tensor:
     "Hv, `(P,)`: kept graphs are replayed, the remaining pieces are differentiated anew."
-    total = torch.zeros_like(v)
-    for g, _ in self._kept: total += self._pull_back(g, v, keep=True)
-    if self.n_kept < self.objective.n_examples:
-        for i, (inputs, target) in enumerate(self.objective.pieces()):
-            if i >= len(self._kept): total += self._pull_back(self._piece_grad(inputs, target), v, keep=False)
+    with own_modes(self.device):
+        total = torch.zeros_like(v)
+        for g, _ in self._kept: total += self._pull_back(g, v, keep=True)
+        return total if self.n_kept == self.objective.n_examples else self._recompute(v, total)
+
+@patch
+@isolated
+def _recompute(self: HessianOperator, v: Tensor, total: Tensor) -> Tensor:
+    "Add the pieces whose graph was not kept."
+    for i, (inputs, target) in enumerate(self.objective.pieces()):
+        if i >= len(self._kept): total += self._pull_back(self._piece_grad(inputs, target), v, keep=False)
     return total
 
 @patch

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-# %% ../nbs/00_params.ipynb #c68a2cfe
+# %% ../nbs/00_params.ipynb #c1b613a6
 def select_params(
     model: nn.Module,  # owner of the parameters; it is only read
     params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # pattern(s), predicate, or None for all trainable ones
@@ -22,7 +22,11 @@ def select_params(
     named = dict(model.named_parameters())
     if params is None: chosen = {n: p for n, p in named.items() if p.requires_grad}
     elif callable(params): chosen = {n: p for n, p in named.items() if params(n, p)}
-    else: chosen = _match(named, [params] if isinstance(params, str) else list(params))
+    else:
+        patterns = [params] if isinstance(params, str) else list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+        wrong = [type(p).__name__ for p in patterns if not isinstance(p, str)]
+        if wrong: raise TypeError(f"params must be name patterns or a predicate (name, tensor) -> bool, got {wrong[0]}; names are {_some(named)}")
+        chosen = _match(named, patterns)
     if not chosen:
         hint = "set requires_grad on some of them, or select by name" if params is None else f"names are {_some(named)}"
         raise ValueError(f"no parameters selected by params={params!r}; {hint}")

@@ -41,8 +41,8 @@ from .objective import Objective
 from .operator import HessianOperator
 from .plots import plot_alignment, plot_classes, plot_line, plot_measure, plot_plane, plot_spectrum
 
-# %% ../nbs/30_report.ipynb #9d7e6721
-@dataclass(frozen=True)
+# %% ../nbs/30_report.ipynb #35a99adc
+@dataclass(frozen=True, eq=False)
 class Analysis:
     "One minimum and all that was computed about it."
     minimum: Minimum
@@ -144,7 +144,7 @@ def panels_figure(
     plot_spectrum(a.pairs, a.outliers, axes[-1])
     return fig
 
-# %% ../nbs/30_report.ipynb #63d1c89f
+# %% ../nbs/30_report.ipynb #3725fec3
 def boundary_figure(
     data: ClassificationData,
     a: Analysis,
@@ -172,7 +172,7 @@ def line_figure(data: ClassificationData, a: Analysis, *, n_vectors: int = 3) ->
 def measure_figure(analyses: Sequence[Analysis]) -> Figure:
     "Active eigenvectors against the threshold, one curve a minimum; dotted: the random baseline of each."
     fig, axes = _grid(1, width=6)
-    names = {a.minimum.kind: a for a in analyses}
+    names = {_name(a.minimum.kind): a for a in analyses}
     plot_measure({n: a.alignment.cosines.nan_to_num().abs().amax(0).cpu() for n, a in names.items()}, axes[0],
                  thresholds={n: a.measure.threshold for n, a in names.items()})
     return fig
@@ -231,7 +231,7 @@ def _count_sentence(g: GeneralizationMeasure) -> str:
     if g.certified: return f"{g.count} eigenvectors are {beyond}, and no other can be."
     return f"{g.count} of the {g.n_pairs} computed eigenvectors are {beyond}; up to {g.upper:,} of all {g.n_params:,} could be."
 
-# %% ../nbs/30_report.ipynb #ecfd27f6
+# %% ../nbs/30_report.ipynb #d5eb87a6
 _GLOSSARY = {
     "largest eigenvalue, trace": "curvature of the training loss at the minimum: the steepest direction, and the sum over all directions. The trace is estimated from random directions besides the computed eigenpairs; ± is one standard error.",
     "outliers": "eigenvalues above the largest relative gap among those computed. The paper compares their number with the number of boundary pieces.",
@@ -244,7 +244,7 @@ def _certificate(a: Analysis) -> str:
     "One sentence on how far the eigenpairs can be trusted."
     p, m = a.pairs, a.minimum
     ok = int(p.converged.sum())
-    worst = (p.residuals / p.values.abs()).max().item()
+    worst = p.relative_residuals.max().item()
     stages = "; ".join(f"{s.stage}: {s.epochs:,} epochs to loss {s.loss:.2g}, accuracy {s.accuracy:.1%}" for s in m.stages)
     sure = f"the probability that a copy of one was missed is below {max(p.miss_probability, 1e-16):.1g}" if p.miss_probability < 1 else "whether copies were missed was not checked"
     return (f"<p>Training: {html.escape(stages)}.</p><p>Eigenpairs: {ok} of {len(p)} meet |Hv − λv| ≤ {p.tol:g} |λ| (largest {worst:.1e}), checked with fresh products; {sure}. "

@@ -42,11 +42,6 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if "slow" not in item.keywords]
 
 
-def known_bug(reason):
-    "Mark of a test that states what should hold and does not yet; remove it with the bug."
-    return pytest.mark.xfail(reason=reason, strict=True)
-
-
 def seeded(seed): return torch.Generator().manual_seed(seed)
 
 
@@ -122,7 +117,7 @@ def quiet(*containing):
 
 
 def data_files():
-    "Reference networks: two lie in the repository, more beside it where the authors of this suite had them."
+    "Reference networks by file name: two lie in the repository; a larger set is used where it lies beside it."
     found = {p.name: p for folder in (HERE.parent.parent / "shared" / "reference", HERE / "data") for p in sorted(folder.glob("*.npz"))}
     return found
 
@@ -134,4 +129,4 @@ def rng_draws():
     yield
 
 
-__all__ = ["F64", "HERE", "blobs", "build", "copy", "data_files", "known_bug", "mlp", "prescribed", "quiet", "randn", "seeded", "untouched"]
+__all__ = ["F64", "HERE", "blobs", "build", "copy", "data_files", "mlp", "prescribed", "quiet", "randn", "seeded", "untouched"]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import F64, blobs, known_bug, mlp, prescribed, quiet, seeded
+from conftest import F64, blobs, mlp, prescribed, quiet, seeded
 from fakegpu import DEVICE, fake_gpu
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
 from hessnb.objective import Objective, example_grads, example_vjps

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from conftest import F64, blobs, build, copy, known_bug, mlp, quiet, randn, untouched
+from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
 from hessnb.objective import Objective, example_grads, example_vjps, preserve_rng
 from hessnb.operator import HessianOperator
@@ -260,7 +260,6 @@ def test_later_training_does_not_move_the_objective():
     assert objective.value(objective.theta) == value and torch.equal(objective.grad(), grad)
 
 
-@known_bug("Objective.to reads the model again, so after training it is another objective")
 def test_to_keeps_the_point():
     model = mlp()
     objective = Objective(model, (X, Y))
@@ -268,7 +267,6 @@ def test_to_keeps_the_point():
     assert objective.to(torch.float32).value() == pytest.approx(objective.value(), rel=1e-5)
 
 
-@known_bug("after model.train() the live mode of the model is used: dropout is active in grad, predict and recomputed products")
 @pytest.mark.parametrize("call", [lambda o, H: o.grad(), lambda o, H: o.predict(X), lambda o, H: H.matvec(randn(o.n_params)), lambda o, H: torch.tensor(o.value(o.theta)),
                                   lambda o, H: HessianOperator(o).matvec(randn(o.n_params)), lambda o, H: example_grads(o, X, Y)])
 def test_mode_changed_afterwards(call):
@@ -284,7 +282,6 @@ def test_mode_changed_afterwards(call):
         else: assert_close(after, before)
 
 
-@known_bug("grad mode of the caller reaches autograd inside")
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("budget", [None, 0])
 def test_callers_grad_mode_does_not_matter(context, budget):
@@ -296,7 +293,6 @@ def test_callers_grad_mode_does_not_matter(context, budget):
         close(HessianOperator(objective, memory_budget=budget).matvec(v), product(v))
 
 
-@known_bug("host arrays are made on torch's default device")
 def test_default_device_does_not_matter():
     model, grad = mlp(), oracle(mlp(), F.cross_entropy, X, Y)[1]
     with torch.device("meta"):
@@ -383,7 +379,6 @@ def test_a_failing_call_restores_the_random_state():
         with preserve_rng(): torch.rand(1), np.random.rand(), random.random(), 1 / 0
 
 
-@known_bug("a DataLoader draws its seed from its own generator at every pass; only the global ones are put back")
 def test_generator_of_the_loader_is_untouched():
     generator = torch.Generator().manual_seed(3)
     before = generator.get_state()
@@ -401,7 +396,6 @@ class Experts(nn.Module):
         return out
 
 
-@known_bug("reach is judged by the first example alone")
 def test_parameters_used_by_some_examples_only():
     with quiet(): agree(build(Experts), cut(X, Y), "cross_entropy", F.cross_entropy, X, Y)
 
