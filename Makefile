@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ok
 
-.PHONY: run test test-all lab readme check clean
+.PHONY: run test test-all lab readme check hooks clean
 
 $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ readme: $(READY)  ## README.md from nbs/index.ipynb
 
 check: $(READY)  ## is the tree clean, exported and up to date?
 	bash .ci/check
+
+hooks: $(READY)  ## git-friendly notebooks: clean on commit, merge by cells
+	$(BIN)/nbdev_install_hooks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

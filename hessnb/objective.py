@@ -89,7 +89,7 @@ def _elementwise_loss(loss: Callable, given: Callable) -> Loss:
         return values
     return Loss(lambda o, t: each(o, t).sum(), lambda o, t: o.new_tensor(each(o, t).numel()), False, given)
 
-# %% ../nbs/01_objective.ipynb #6431b808
+# %% ../nbs/01_objective.ipynb #99bf4847
 @contextmanager
 def preserve_rng(device: torch.device | None = None):  # also guards this accelerator's generator
     "Put the global random states of torch, numpy and `random` back on leaving."
@@ -102,9 +102,17 @@ def preserve_rng(device: torch.device | None = None):  # also guards this accele
         np.random.set_state(numpy_state)
         random.setstate(python_state)
         if cuda is not None: torch.cuda.set_rng_state(cuda_state, cuda)
-
 @contextmanager
-def own_modes(device):
+def _kept_state(generator: torch.Generator | None):
+    "Put the state of a loader's own generator back on leaving."
+    state = None if generator is None else generator.get_state()
+    try: yield
+    finally:
+        if generator is not None: generator.set_state(state)
+
+# %% ../nbs/01_objective.ipynb #6596a5d4
+@contextmanager
+def own_modes(device: torch.device):  # where the computation runs
     "Gradients on, autocast off, default device the host: whatever the caller has set."
     with ExitStack() as stack:
         for mode in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), torch.autocast(device.type if device.type in ("cpu", "cuda") else "cpu", enabled=False)):
@@ -251,9 +259,10 @@ def check_repeatable(batches: Iterable) -> None:
     if len(second) < len(first): raise RuntimeError(f"data ran dry: {len(first)} batches in the first pass, {len(second)} in the second; pass a list of batches")
     if first != second: raise RuntimeError("data differs from pass to pass (shuffling or random augmentation): fix the order and the random transforms")
 
-# %% ../nbs/01_objective.ipynb #c2d770bf
+# %% ../nbs/01_objective.ipynb #1bc7beff
 class Objective:
     "Mean loss of `model` over `data` as a function of the chosen parameters."
+    @own_modes(torch.device("cpu"))
     def __init__(self,
         model: nn.Module,  # in evaluation mode; never modified
         data: Any,  # `(X, y)`, `Dataset`, re-iterable `DataLoader` or list of batches
@@ -265,9 +274,6 @@ class Objective:
         dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters
         memory_budget: int = 2 * 2**30,  # bytes that may be kept for differentiating twice
     ):
-        with own_modes(torch.device("cpu")): self._setup(model, data, loss, params, batch_size, unpack, dtype, memory_budget)
-
-    def _setup(self, model, data, loss, params, batch_size, unpack, dtype, memory_budget):
         chosen = select_params(model, params)
         check_mode(model)
         check_finite([*model.parameters(), *model.buffers()], "model parameters and buffers")
@@ -321,7 +327,7 @@ def outputs(self: Objective,
     if not isinstance(out, Tensor): raise TypeError(f"the model returned {type(out).__name__}: it must return a tensor or have .logits; wrap it")
     return out
 
-# %% ../nbs/01_objective.ipynb #3de8fe4b
+# %% ../nbs/01_objective.ipynb #a2be589a
 @patch
 def pieces(self: Objective) -> Iterator[tuple[Any, Tensor]]:
     "`(inputs, target)` on the objective's device, each small enough to be differentiated twice within the memory budget."
@@ -335,14 +341,6 @@ def pieces(self: Objective) -> Iterator[tuple[Any, Tensor]]:
             if n <= self._piece: yield inputs, target
             else: yield from ((_slice(inputs, i, i + self._piece), target[i:i + self._piece]) for i in range(0, n, self._piece))
 
-@contextmanager
-def _kept_state(generator):
-    "Put the state of a loader's own generator back on leaving."
-    state = None if generator is None else generator.get_state()
-    try: yield
-    finally:
-        if generator is not None: generator.set_state(state)
-
 def _saved_bytes(fn: Callable[[], Any]) -> int:
     "Bytes of the distinct storages that autograd saves while `fn` runs."
     sizes = {}
@@ -352,7 +350,7 @@ def _saved_bytes(fn: Callable[[], Any]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): fn()
     return sum(sizes.values())
 
-# %% ../nbs/01_objective.ipynb #457a5dcf
+# %% ../nbs/01_objective.ipynb #de8e85f2
 @patch
 def _audit(self: Objective) -> None:
     "One look at everything the numbers rest on, before any of them is computed."
@@ -369,6 +367,13 @@ def _audit(self: Objective) -> None:
         self._value, self.normaliser, self.n_examples = self._pass_over_data()
 
 @patch
+def _check_batch(self: Objective, outputs: Tensor, target: Tensor) -> None:
+    "`ValueError` or `TypeError` if a batch cannot give a sound loss."
+    check_finite(outputs, "model outputs")
+    if self.loss.softmax: check_labels(outputs, target, self.loss.module.ignore_index)
+
+# %% ../nbs/01_objective.ipynb #ff78f2ef
+@patch
 @torch.no_grad()
 def _check_separate(self: Objective, inputs: Any, target: Tensor, outputs: Tensor) -> None:
     "`ValueError` if outputs or loss of an example depend on the other examples of its batch."
@@ -382,12 +387,6 @@ def _check_separate(self: Objective, inputs: Any, target: Tensor, outputs: Tenso
     parts = sum(self.loss.total(o, target[i:i + 1]) for i, o in enumerate(alone))
     if far(parts, self.loss.total(outputs[:n], target[:n])):
         raise ValueError("the loss of an example depends on the other examples of its batch, so it is no mean over examples")
-
-@patch
-def _check_batch(self: Objective, outputs: Tensor, target: Tensor) -> None:
-    "`ValueError` or `TypeError` if a batch cannot give a sound loss."
-    check_finite(outputs, "model outputs")
-    if self.loss.softmax: check_labels(outputs, target, self.loss.module.ignore_index)
 
 # %% ../nbs/01_objective.ipynb #0d3be256
 @patch

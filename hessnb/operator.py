@@ -123,7 +123,7 @@ class MatrixOperator(Operator):
         self.n_matvecs += len(V)
         return V.detach() @ self.A
 
-# %% ../nbs/02_operator.ipynb #edad2680
+# %% ../nbs/02_operator.ipynb #f2669751
 class HessianOperator(Operator):
     "The Hessian of an objective at its parameters, as products."
     def __init__(self,
@@ -137,7 +137,8 @@ class HessianOperator(Operator):
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
         with own_modes(objective.device): self._start()
 
-    def _start(self):
+    def _start(self) -> None:
+        "Check the model, build the graphs, and try one product."
         check_mode(self.objective.model)
         self._leaves = self.objective.leaves()
         self._check_dead_ends()
