@@ -184,7 +184,7 @@ def _close_pairs(
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")  # exact zeros
     return (distances <= resolution).triu(diagonal=1).nonzero(as_tuple=True)
 
-# %% ../nbs/20_data.ipynb #1a9a8b59
+# %% ../nbs/20_data.ipynb #4703c1e1
 @patch
 def with_random_labels(
     self: ClassificationData,
@@ -195,11 +195,11 @@ def with_random_labels(
     "The same data with permuted training labels; identical inputs get identical labels."
     if not isinstance(generator, torch.Generator): raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     i, j = _close_pairs(self.X_train, resolution)
-    for _ in range(10_000):
+    for _ in range(2000):
         order = torch.randperm(len(self.y_train), generator=generator, device=generator.device)
         y = self.y_train[order.to(self.y_train.device)]
         if torch.equal(y[i], y[j]): return replace(self, name=f"{self.name} (random labels)", y_train=y)
-    raise RuntimeError(f"{self.name}: none of 10000 permutations gives equal labels to the {len(i)} pairs of inputs that are identical "
+    raise RuntimeError(f"{self.name}: none of 2000 permutations gives equal labels to the {len(i)} pairs of inputs that are identical "
                        f"or within resolution={resolution:g}; remove repeated examples, or lower the resolution")
 
 # %% ../nbs/20_data.ipynb #9866b45a

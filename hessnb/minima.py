@@ -326,7 +326,7 @@ def _memorise(
     raise RuntimeError(f"{data.name}: random labels not memorised; the best of {_ATTEMPTS} attempts reached accuracy {best.accuracy:.1%} and loss {best.loss:.2g} "
                        f"(target {loss_target:.2g}) in {best.epochs} epochs; give more epochs, another step size or a wider network")
 
-# %% ../nbs/21_minima.ipynb #235db8c9
+# %% ../nbs/21_minima.ipynb #72e20f4c
 Kind = Literal["normal", "adversarial", "large_norm", "noisy_init"]
 
 _POINTS = {
@@ -339,7 +339,7 @@ _POINTS = {
 _IMAGES = {
     "random_labels": Recipe(lr=0.02, momentum=0.95, epochs=300, batch_size=128),
     "normal": Recipe(lr=0.02, momentum=0.9, epochs=300, batch_size=64),
-    "adversarial": Recipe(lr=0.02, epochs=300, batch_size=64, decay=1.0),
+    "adversarial": Recipe(lr=0.02, epochs=1000, batch_size=64, decay=1.0),
     "large_norm": Recipe(lr=0.01, momentum=0.9, epochs=300, batch_size=64),
     "noisy_init": Recipe(lr=0.02, momentum=0.9, epochs=300, batch_size=64),
 }
