@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from .alignment import align, residuals
 from .objective import Objective, example_vjps
 
-# %% ../nbs/06_boundary.ipynb #495d5607
+# %% ../nbs/06_boundary.ipynb #cd85a129
 @dataclass(frozen=True, eq=False)
 class PlaneScan:
     "Predictions and alignments on a grid in a plane of input space."
@@ -29,6 +29,7 @@ class PlaneScan:
     origin: Tensor = field(repr=False)  # input at u = v = 0
     axes: Tensor = field(repr=False)  # `(2, ...)`, inputs by which u and v move
 
+# %% ../nbs/06_boundary.ipynb #552b1c2b
 def scan_plane(
     objective: Objective,
     X: Tensor | None = None,  # data `(N, ...)` that the window must show; needed unless `extent` is given
