@@ -50,7 +50,7 @@ class Operator:
         self.n_matvecs += len(V)
         return torch.stack([self._product(v) for v in V]) if len(V) else V.clone()
 
-# %% ../nbs/02_operator.ipynb #4113f56f
+# %% ../nbs/02_operator.ipynb #2ee02623
 @patch
 def _check(self: Operator, v: Tensor, ndim: int) -> None:
     "`TypeError` or `ValueError` if `v` is not a vector (or rows of vectors) for this operator."
@@ -61,6 +61,7 @@ def _check(self: Operator, v: Tensor, ndim: int) -> None:
         raise ValueError(f"expected shape {expected}, got {tuple(v.shape)}; vectors are rows, and one vector goes to matvec")
     if v.dtype != self.dtype: raise TypeError(f"expected {self.dtype}, got {v.dtype}: call v.to({self.dtype})")
     if v.device != self.device: raise ValueError(f"expected a vector on {self.device}, got {v.device}: call v.to('{self.device}')")
+    if not torch.isfinite(v).all(): raise ValueError("the vector has NaN or infinite entries")
 
 # %% ../nbs/02_operator.ipynb #ac9a197b
 @patch
