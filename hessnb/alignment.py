@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['residuals', 'Alignment', 'align']
 
-# %% ../nbs/05_alignment.ipynb #04bfad96
+# %% ../nbs/05_alignment.ipynb #74b6335f
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .objective import Objective, check_labels, example_vjps
+from .objective import Objective, check_labels, example_vjps, own_modes
 
 # %% ../nbs/05_alignment.ipynb #0fce84cb
 def residuals(
@@ -73,7 +73,8 @@ def projection(self: Alignment,
     "Norm of the unit gradient's projection on the span of orthonormal vectors: what is well-defined for a cluster of near-equal eigenvalues."
     return self.cosines[:, indices].square().sum(1).sqrt()
 
-# %% ../nbs/05_alignment.ipynb #c7b15bf8
+# %% ../nbs/05_alignment.ipynb #4f4b2696
+@own_modes()
 def align(
     objective: Objective,
     X: Any,  # inputs `(N, ...)`

@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['PlaneScan', 'scan_plane', 'DesignedInputs', 'design_input']
 
-# %% ../nbs/06_boundary.ipynb #b5555942
+# %% ../nbs/06_boundary.ipynb #7c44345a
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import grad_and_value, vmap
 
-from .alignment import align, residuals
-from .objective import Objective, example_vjps
+from .alignment import align
+from .objective import Objective, own_modes
 
 # %% ../nbs/06_boundary.ipynb #cd85a129
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,8 @@ def _squared_cosine(objective: Objective, v: Tensor) -> Callable[[Tensor], Tenso
         return (g @ v).square() / g.square().sum().clamp_min(torch.finfo(g.dtype).tiny)
     return fn
 
-# %% ../nbs/06_boundary.ipynb #572f37e5
+# %% ../nbs/06_boundary.ipynb #c05f8c3b
+@own_modes()
 def design_input(
     objective: Objective,
     v: Tensor,  # `(P,)`, the gradient direction wanted

@@ -425,7 +425,7 @@ def run(self: _Search, start: Tensor | None, goal: float) -> tuple[bool, float, 
         done = self.assess() and torch.allclose(size(theta), size(self.theta), rtol=8 * self.tol, atol=8 * krylov.eps * self.scale)
         if done and not found: return True, miss, found_with
 
-# %% ../nbs/03_lanczos.ipynb #8c9d1b6d
+# %% ../nbs/03_lanczos.ipynb #d26994c2
 def top_eigenpairs(
     op: SymmetricOperator,
     k: int,  # pairs wanted, 1..P
@@ -442,12 +442,14 @@ def top_eigenpairs(
     "The `k` wanted eigenpairs of `op`, with true residuals; pairs that did not converge are flagged, with a warning."
     _check_operator(op)
     n, k = op.shape[0], _check_request(op.shape[0], k, which, tol)
-    if start is not None: _check_start(op, start, n)
-    if (max_matvecs is None or max_matvecs >= n) and isinstance(op, Operator) and 3 * k > n and n * n * torch.empty((), dtype=op.dtype).element_size() <= basis_bytes: return dense_eigenpairs(op, k, which=which, tol=tol)
-    capacity = min(n, basis_bytes // (n * torch.empty((), dtype=op.dtype).element_size()))
+    if start is not None: start = _check_start(op, start)
+    row_bytes = n * torch.empty((), dtype=op.dtype).element_size()
+    affordable = (max_matvecs is None or max_matvecs >= n) and n * row_bytes <= basis_bytes
+    if 3 * k > n and affordable and isinstance(op, Operator): return dense_eigenpairs(op, k, which=which, tol=tol)
+    capacity = min(n, basis_bytes // row_bytes)
     if capacity < min(n, k + 12):
         raise ValueError(f"basis_bytes={basis_bytes:,} holds {capacity} vectors of {n:,} numbers; k={k} needs at least {min(n, k + 12)}: raise it or ask for fewer pairs")
-    if start is not None: start = _check_start(op, start, capacity)
+    if start is not None: start = start[:capacity // 2]  # room for what grows from them
     generator = generator or torch.Generator().manual_seed(0)
     budget = max(5000, 20 * k) if max_matvecs is None else max_matvecs
     if budget < k: raise ValueError(f"max_matvecs={budget} cannot give k={k} pairs: at least one product each")
@@ -462,7 +464,7 @@ def top_eigenpairs(
                       "raise basis_bytes or max_matvecs", stacklevel=2)
     return pairs
 
-# %% ../nbs/03_lanczos.ipynb #77582f73
+# %% ../nbs/03_lanczos.ipynb #32630f6e
 def _check_operator(op) -> None:
     "`TypeError` for what is no operator."
     if isinstance(op, (Tensor, torch.nn.Module)) or not isinstance(op, SymmetricOperator):
@@ -478,14 +480,14 @@ def _check_request(n: int, k: int, which: str, tol: float) -> int:
     if not tol < 1: raise ValueError(f"tol must be below 1, got {tol}: a residual as large as |lambda| says nothing")
     return k
 
-def _check_start(op: SymmetricOperator, start: Tensor, capacity: int) -> Tensor:
+def _check_start(op: SymmetricOperator, start: Tensor) -> Tensor:
     "Start vectors as rows `(j, P)` in the operator's dtype and device."
     if not isinstance(start, Tensor): raise TypeError(f"start must be a tensor, got {type(start).__name__}; pass pairs.vectors")
     rows = start[None] if start.ndim == 1 else start
     if rows.ndim != 2 or rows.shape[1] != op.shape[0]:
         raise ValueError(f"start must have shape ({op.shape[0]},) or (j, {op.shape[0]}), got {tuple(start.shape)}")
     if not torch.isfinite(rows).all() or not rows.any(): raise ValueError("start must be finite and not zero")
-    return rows[:capacity // 2].detach().to(op.device, op.dtype)
+    return rows.detach().to(op.device, op.dtype)
 
 # %% ../nbs/03_lanczos.ipynb #6736dcd8
 def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvecs: int, n_probe: int, miss: float, stopped: str) -> EigenPairs:

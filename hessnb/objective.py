@@ -89,7 +89,7 @@ def _elementwise_loss(loss: Callable, given: Callable) -> Loss:
         return values
     return Loss(lambda o, t: each(o, t).sum(), lambda o, t: o.new_tensor(each(o, t).numel()), False, given)
 
-# %% ../nbs/01_objective.ipynb #99bf4847
+# %% ../nbs/01_objective.ipynb #42b0ba1c
 @contextmanager
 def preserve_rng(device: torch.device | None = None):  # also guards this accelerator's generator
     "Put the global random states of torch, numpy and `random` back on leaving."
@@ -102,6 +102,7 @@ def preserve_rng(device: torch.device | None = None):  # also guards this accele
         np.random.set_state(numpy_state)
         random.setstate(python_state)
         if cuda is not None: torch.cuda.set_rng_state(cuda_state, cuda)
+
 @contextmanager
 def _kept_state(generator: torch.Generator | None):
     "Put the state of a loader's own generator back on leaving."
@@ -110,13 +111,14 @@ def _kept_state(generator: torch.Generator | None):
     finally:
         if generator is not None: generator.set_state(state)
 
-# %% ../nbs/01_objective.ipynb #6596a5d4
+# %% ../nbs/01_objective.ipynb #0eb4c670
 @contextmanager
-def own_modes(device: torch.device):  # where the computation runs
+def own_modes():
     "Gradients on, autocast off, default device the host: whatever the caller has set."
     with ExitStack() as stack:
-        for mode in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), torch.autocast(device.type if device.type in ("cpu", "cuda") else "cpu", enabled=False)):
-            stack.enter_context(mode)
+        for mode in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")): stack.enter_context(mode)
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind): stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 def isolated(fn):
@@ -125,7 +127,7 @@ def isolated(fn):
     def call(self, *args, **kwargs):
         objective = getattr(self, "objective", self)
         check_mode(objective.model)
-        with own_modes(objective.device): return fn(self, *args, **kwargs)
+        with own_modes(): return fn(self, *args, **kwargs)
     return call
 
 # %% ../nbs/01_objective.ipynb #ad568e28
@@ -259,10 +261,10 @@ def check_repeatable(batches: Iterable) -> None:
     if len(second) < len(first): raise RuntimeError(f"data ran dry: {len(first)} batches in the first pass, {len(second)} in the second; pass a list of batches")
     if first != second: raise RuntimeError("data differs from pass to pass (shuffling or random augmentation): fix the order and the random transforms")
 
-# %% ../nbs/01_objective.ipynb #1bc7beff
+# %% ../nbs/01_objective.ipynb #bad7312f
 class Objective:
     "Mean loss of `model` over `data` as a function of the chosen parameters."
-    @own_modes(torch.device("cpu"))
+    @own_modes()
     def __init__(self,
         model: nn.Module,  # in evaluation mode; never modified
         data: Any,  # `(X, y)`, `Dataset`, re-iterable `DataLoader` or list of batches
@@ -477,7 +479,7 @@ def grad(self: Objective,
     for inputs, target in self.pieces(): total += self.piece_grad(params, inputs, target)
     return total / self.normaliser
 
-# %% ../nbs/01_objective.ipynb #17c4b70f
+# %% ../nbs/01_objective.ipynb #e7cdfb34
 @patch
 @isolated
 @torch.no_grad()
@@ -503,7 +505,7 @@ def to(self: Objective, dtype: torch.dtype) -> Objective:
     if dtype not in (torch.float32, torch.float64): raise TypeError(f"dtype must be float32 or float64, got {dtype}")
     other = copy.copy(self)
     other.dtype = dtype
-    with own_modes(self.device):
+    with own_modes():
         other.params = {n: p.to(dtype, copy=True) for n, p in self._state.items()}
         other._fixed = {n: other._place(t) for n, t in self._frozen.items()}
         other._audit()

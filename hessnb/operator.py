@@ -124,7 +124,7 @@ class MatrixOperator(Operator):
         self.n_matvecs += len(V)
         return V.detach() @ self.A
 
-# %% ../nbs/02_operator.ipynb #f2669751
+# %% ../nbs/02_operator.ipynb #b04b82f5
 class HessianOperator(Operator):
     "The Hessian of an objective at its parameters, as products."
     def __init__(self,
@@ -136,7 +136,7 @@ class HessianOperator(Operator):
         super().__init__(objective.n_params, objective.dtype, objective.device)
         self.objective = objective
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
-        with own_modes(objective.device): self._start()
+        with own_modes(): self._start()
 
     def _start(self) -> None:
         "Check the model, build the graphs, and try one product."
@@ -165,11 +165,11 @@ def _piece_grad(self: HessianOperator, inputs, target: Tensor) -> Tensor:
     "Gradient of one piece's share of the mean loss, with its graph."
     return self.objective.piece_grad(self._leaves, inputs, target, create_graph=True) / self.objective.normaliser
 
-# %% ../nbs/02_operator.ipynb #bab081ee
+# %% ../nbs/02_operator.ipynb #54cc768f
 @patch
 def _product(self: HessianOperator, v: Tensor) -> Tensor:
     "Hv, `(P,)`: kept graphs are replayed, the remaining pieces are differentiated anew."
-    with own_modes(self.device):
+    with own_modes():
         total = torch.zeros_like(v)
         for g, _ in self._kept: total += self._pull_back(g, v, keep=True)
         return total if self.n_kept == self.objective.n_examples else self._recompute(v, total)

@@ -250,14 +250,15 @@ def _certificate(a: Analysis) -> str:
     return (f"<p>Training: {html.escape(stages)}.</p><p>Eigenpairs: {ok} of {len(p)} meet |Hv − λv| ≤ {p.tol:g} |λ| (largest {worst:.1e}), checked with fresh products; {sure}. "
             f"{p.n_matvecs} Hessian products found them and {p.n_certify} more checked them.</p>")
 
-# %% ../nbs/30_report.ipynb #2c1ace11
+# %% ../nbs/30_report.ipynb #b19c0eb9
 def render_html(
     data: ClassificationData,
     analyses: Sequence[Analysis],
 ) -> str:
     "The whole report as one self-contained HTML page."
-    with matplotlib.rc_context({"font.size": 9}): sections = "".join(_section(data, a, points) for points in [_layout(data)] for a in analyses)
+    points = _layout(data)
     with matplotlib.rc_context({"font.size": 9}):
+        sections = "".join(_section(data, a, points) for a in analyses)
         curve = _image(measure_figure(analyses), "How many of the computed eigenvectors are active at each threshold. Dotted: what random directions reach by chance.")
     a = analyses[0]
     glossary = "".join(f"<dt>{term}</dt><dd>{text}</dd>" for term, text in _GLOSSARY.items())
@@ -282,7 +283,7 @@ def _section(data: ClassificationData, a: Analysis, points: np.ndarray | None) -
     if points is None: parts.append(_image(line_figure(data, a), "Alignment with the first eigenvectors along the input; the prediction changes at the dashed lines."))
     if a.scan is not None: parts.append(_image(boundary_figure(data, a), "The input plane: predicted classes with the decision boundary (black) and the training examples, then the alignment with each of the first eigenvectors."))
     how = "in their own plane" if a.scan is not None else "laid out by t-SNE"
-    if points is not None: parts.append(_image(panels_figure(data, a, points), f"Training examples {how}, by class and by alignment with the first five eigenvectors, and the top of the spectrum. Error bars are true residuals."))
+    if points is not None: parts.append(_image(panels_figure(data, a, points), f"Training examples {how}, by class and by alignment with the first eigenvectors, and the top of the spectrum. Error bars are true residuals."))
     return "".join(parts)
 
 # %% ../nbs/30_report.ipynb #c653ce66
