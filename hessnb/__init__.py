@@ -6,19 +6,21 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/40_api.ipynb #34cf1de2
+# %% ../nbs/40_api.ipynb #3db1baff
 import importlib
 
 _HOME = {
     "params": ("flatten", "unflatten", "select_params"),
     "objective": ("Objective", "example_grads"),
     "operator": ("SymmetricOperator", "HessianOperator", "MatrixOperator"),
-    "lanczos": ("top_eigenpairs", "dense_eigenpairs", "tridiagonalize", "EigenPairs", "Tridiag"),
-    "density": ("trace", "count_outliers", "TraceEstimate", "Outliers"),
-    "alignment": ("align", "Alignment"),
-    "boundary": ("scan_plane", "design_input", "PlaneScan", "DesignedInputs"),
-    "measure": ("generalization_measure", "random_baseline", "GeneralizationMeasure", "Baseline"),
-    "margin": ("estimate_margin", "Margin", "DirectionMargin"),
+    "lanczos": ("top_eigenpairs", "eigenpairs_until", "dense_eigenpairs", "tridiagonalize", "EigenPairs", "Tridiag"),
+    "density": ("trace", "spectral_density", "count_outliers", "TraceEstimate", "SpectralDensity", "Estimate", "Outliers"),
+    "alignment": ("align", "class_structure", "Alignment", "ClassStructure", "Grouping"),
+    "boundary": ("scan_plane", "trace_boundary", "design_input", "PlaneScan", "BoundaryCurves", "DesignedInputs"),
+    "measure": ("generalization_measure", "random_baseline", "effective_directions", "resolve_measure", "estimate_directions", "gradient_cosines",
+                "GeneralizationMeasure", "Baseline", "EffectiveDirections", "ResolvedMeasure", "DirectionsEstimate"),
+    "margin": ("estimate_margin", "nearest_boundary", "support_examples", "paper_margin", "Margin", "DirectionMargin", "BoundaryDistances", "PaperMargin"),
+    "compare": ("examine", "compare_minima", "Examination", "Comparison"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['DATA_NAMES', 'ClassificationData', 'gaussian_mixture', 'hierarchical_gaussians', 'checkerboard', 'circles', 'moons',
-           'intro_1d', 'iris', 'mnist_digits', 'load_data']
+           'blobs', 'intro_1d', 'iris', 'mnist_digits', 'load_data']
 
-# %% ../nbs/20_data.ipynb #43dbccda
+# %% ../nbs/20_data.ipynb #3a92080f
 import importlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Literal
 
@@ -138,6 +140,25 @@ def moons(
     X, y = _optional("sklearn.datasets").make_moons(2 * n_per_class, noise=0.1, random_state=28 + seed)
     return _split("moons", X, y, ("upper", "lower"), seed)
 
+# %% ../nbs/20_data.ipynb #17f5ced9
+_NEIGHBOURS = 2.0  # distance between the centres of neighbouring blobs
+
+def blobs(
+    n_classes: int,  # C, from 2 to 8
+    *,
+    n_per_class: int = 50,  # points of each class, training and test together
+    spread: float = 0.4,  # standard deviation of a blob along each axis; neighbouring centres are 2 apart
+    seed: int = 0,  # of the draw and of the split
+) -> ClassificationData:
+    "Equal round Gaussian classes on a ring in the plane; not a set of the paper."
+    if not 2 <= n_classes <= 8: raise ValueError(f"n_classes must be between 2 and 8, got {n_classes}")
+    if not spread > 0: raise ValueError(f"spread must be positive, got {spread}")
+    _check_draw(n_per_class, seed)
+    radius, angles = _NEIGHBOURS / (2 * math.sin(math.pi / n_classes)), 2 * math.pi * np.arange(n_classes) / n_classes
+    centres = radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+    X = _draw_blobs(centres, [[spread, spread]] * n_classes, n_per_class, 50 + seed)
+    return _split(f"blobs{n_classes}", X, np.repeat(np.arange(n_classes), n_per_class), [str(c) for c in range(n_classes)], seed)
+
 # %% ../nbs/20_data.ipynb #ea05225b
 def intro_1d() -> ClassificationData:
     "Six fixed points on a line; class 1 lies between two stretches of class 0. Test and training set are the same."
@@ -202,27 +223,52 @@ def with_random_labels(
     raise RuntimeError(f"{self.name}: none of 2000 permutations gives equal labels to the {len(i)} pairs of inputs that are identical "
                        f"or within resolution={resolution:g}; remove repeated examples, or lower the resolution")
 
-# %% ../nbs/20_data.ipynb #9866b45a
-_LOADERS: dict[str, Callable[[int], ClassificationData]] = {
-    "gauss": lambda seed: gaussian_mixture(seed=seed),
-    "circles": lambda seed: circles(seed=seed),
-    "moons": lambda seed: moons(seed=seed),
-    "hierarchical": lambda seed: hierarchical_gaussians(seed=seed),
-    "checkerboard": lambda seed: checkerboard("linear", seed=seed),
-    "checkerboard_noisy": lambda seed: checkerboard("noisy", seed=seed),
-    "intro1d": lambda seed: intro_1d(),
-    "iris": lambda seed: iris(seed=seed),
-    "mnist017": lambda seed: mnist_digits((0, 1, 7), seed=seed),
-    "mnist10": lambda seed: mnist_digits(range(10), seed=seed),
+# %% ../nbs/20_data.ipynb #d7fe161e
+@patch
+def with_label_noise(
+    self: ClassificationData,
+    fraction: float,  # of the training labels that become wrong, 0 to 1
+    generator: torch.Generator,  # chooses the examples and their new labels
+) -> ClassificationData:
+    "The same data with `round(fraction * N)` training labels replaced by another class; identical inputs get identical labels."
+    if not 0 <= fraction <= 1: raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    if not isinstance(generator, torch.Generator): raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    N, (i, j) = len(self.y_train), _close_pairs(self.X_train, 0.0)
+    for _ in range(2000):
+        chosen = torch.randperm(N, generator=generator, device=generator.device)[:round(fraction * N)].to(self.y_train.device)
+        shift = torch.randint(1, self.n_classes, (len(chosen),), generator=generator, device=generator.device).to(self.y_train.device)
+        y = self.y_train.clone()
+        y[chosen] = (y[chosen] + shift) % self.n_classes
+        if torch.equal(y[i], y[j]): return replace(self, name=f"{self.name} ({100 * fraction:g}% label noise)", y_train=y)
+    raise RuntimeError(f"{self.name}: none of 2000 draws of label noise gives equal labels to the {len(i)} pairs of identical inputs; "
+                       f"remove repeated examples, or lower fraction={fraction:g}")
+
+# %% ../nbs/20_data.ipynb #9f26d3a8
+_LOADERS: dict[str, Callable[..., ClassificationData]] = {
+    "gauss": gaussian_mixture,
+    "circles": circles,
+    "moons": moons,
+    "hierarchical": hierarchical_gaussians,
+    "checkerboard": checkerboard,
+    "checkerboard_noisy": partial(checkerboard, "noisy"),
+    "intro1d": lambda *, seed: intro_1d(),
+    "iris": iris,
+    "mnist017": mnist_digits,
+    "mnist10": partial(mnist_digits, tuple(range(10))),
+    **{f"blobs{c}": partial(blobs, c) for c in range(2, 9)},
 }
+_ONE_SIZE = ("intro1d", "iris")
 
 DATA_NAMES = tuple(_LOADERS)  # what `load_data` knows
 
 def load_data(
     name: str,  # one of `DATA_NAMES`
     *,
+    n_per_class: int | None = None,  # examples of each class, training and test together; None: the usual number
     seed: int = 0,  # 0: the authors' draw and split; without effect on the six points of `intro1d`
 ) -> ClassificationData:
     "The data set of that name; `ValueError` that lists the names if there is none."
     if name not in _LOADERS: raise ValueError(f"no data set {name!r}; the names are {', '.join(DATA_NAMES)}")
-    return _LOADERS[name](seed)
+    if n_per_class is None: return _LOADERS[name](seed=seed)
+    if name in _ONE_SIZE: raise ValueError(f"{name} comes in one size; leave n_per_class out")
+    return _LOADERS[name](n_per_class=n_per_class, seed=seed)

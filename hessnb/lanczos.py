@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHICH', 'Krylov', 'Tridiag', 'tridiagonalize', 'log_miss_probability', 'EigenPairs', 'wanted', 'criterion',
-           'top_eigenpairs', 'dense_eigenpairs']
+           'top_eigenpairs', 'dense_eigenpairs', 'eigenpairs_until']
 
 # %% ../nbs/03_lanczos.ipynb #e0dc2210
 import math
@@ -548,3 +548,50 @@ def refine(self: EigenPairs,
 ) -> EigenPairs:
     "The same pairs computed anew with `op`, starting from the sum of these vectors: one chain that already lies where it should."
     return top_eigenpairs(op, len(self), which=self.which, **{"tol": self.tol, "start": self.vectors.sum(0), **kwargs})
+
+# %% ../nbs/03_lanczos.ipynb #b535609a
+def eigenpairs_until(
+    op: SymmetricOperator,
+    enough: Callable[[Tensor, Tensor], bool],  # (values `(k,)`, vectors `(k, P)`) -> stop here?
+    *,
+    k: int = 16,  # pairs in the first batch
+    max_pairs: int | None = None,  # never more than this; None: P
+    max_matvecs: int = 3000,  # budget of products for the search
+    which: Literal["LA", "SA", "LM", "BE"] = "LM",  # largest magnitude: what is left is near zero
+    tol: float = 1e-6,
+    growth: float = 1.6,  # of the number of pairs from batch to batch
+    miss_probability: float = 1e-3,  # goal for the bound on missed copies; 1 skips the probe
+    basis_bytes: int = 4 * 2**30,
+    generator: torch.Generator | None = None,  # None: seed 0
+    progress: bool = False,
+) -> EigenPairs:
+    "Leading eigenpairs of `op`, as many as `enough` asks for; `stopped='budget'` if it was not satisfied."
+    _check_operator(op)
+    n = op.shape[0]
+    k, most, row_bytes = _check_request(n, min(k, n), which, tol), min(n, max_pairs or n), n * torch.empty((), dtype=op.dtype).element_size()
+    generator, capacity = generator or torch.Generator().manual_seed(0), min(n, basis_bytes // row_bytes)
+    with tqdm(disable=not progress, unit=" products") as bar:
+        search = _Search(op, min(k, most), which, tol, max_matvecs, capacity, generator, bar)
+        search.least = min(capacity - 1, search.k + 8)
+        search.krylov.add(search.random())
+        search.krylov.expand(0)
+        search.count()
+        most, miss, found = min(most, capacity - 12 if capacity < n else n), 1., True
+        while found:  # a copy that had been missed is taken in, and the question asked again
+            satisfied = _grow(search, enough, most, growth)
+            used, found = search.used, False
+            if satisfied and miss_probability < 1: miss, found = search.look_beyond(search.frontiers(False), miss_probability)
+        search.assess()
+    vectors = search.krylov.combine(search.S[:, search.index])
+    return _certify(op, vectors, which, tol, search.scale, used, search.used - used, miss, "converged" if satisfied else "budget")
+
+# %% ../nbs/03_lanczos.ipynb #c43aafab
+def _grow(search: _Search, enough: Callable[[Tensor, Tensor], bool], most: int, growth: float) -> bool:
+    "Ask for more and more pairs; true if `enough` was satisfied. On a budget that ends, keep the leading pairs that are done."
+    while True:
+        done = search.converge()
+        if not done: search.k = max(1, int((search.open.long().cumsum(0) == 0).sum()))
+        search.assess()
+        if enough(search.theta, search.krylov.combine(search.S[:, search.index])): return True
+        if not done or search.k >= most: return False
+        search.k = min(most, math.ceil(growth * search.k))

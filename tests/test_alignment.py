@@ -8,11 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, seeded, untouched
-from hessnb.alignment import align
+from hessnb.alignment import align, class_structure, residuals
 from hessnb.lanczos import top_eigenpairs
-from hessnb.margin import estimate_margin
+from hessnb.margin import paper_margin
 from hessnb.measure import generalization_measure, random_baseline
-from hessnb.objective import Objective, example_grads
+from hessnb.objective import Objective, example_grads, example_vjps
 from hessnb.operator import HessianOperator
 from test_reference import network  # noqa: F401, a fixture
 
@@ -71,7 +71,7 @@ def test_margin_as_published(network):  # noqa: F811
     "The authors' estimator is met, wrong as it is: narrow .93 (true .22), wide .55 (true .58). Where a^2 is flat ours climbs a little higher and stops elsewhere."
     op, data = network
     if "margin_margin_estimates" not in data: pytest.skip("this network has no margin estimates")
-    direction = estimate_margin(op.objective, data["X_train"], top_eigenpairs(op, 3)).directions[0]
+    direction = paper_margin(op.objective, data["X_train"], top_eigenpairs(op, 3)).directions[0]
     assert direction.cosines.square().median() >= np.median(data["margin_xb_overlap2"]) - 1e-3
     assert direction.value == pytest.approx(float(np.median(data["margin_margin_estimates"])), rel=.25)
     assert set(direction.nearest) == {int(data["margin_idx_xmax"]), int(data["margin_idx_xmin"])}
@@ -101,6 +101,47 @@ def test_saturated_minimum_in_both_precisions(shape):
     assert b.n_undefined == 0 and (a.cosines - b.cosines.double()).abs().max() < 1e-3
     plain = example_grads(coarse, X, y).norm(dim=1)
     assert (plain == 0).double().mean() > .5, "the case is not saturated: the plain version works here as well"
+
+
+@pytest.mark.parametrize("weighting", ["unit", "raw"])
+def test_class_structure(network, weighting):  # noqa: F811
+    "Group means of cosines from the other program's alignments; shares explained by least squares on all gradients at once."
+    op, data = network
+    objective, pairs = op.objective, top_eigenpairs(op, 8, tol=1e-9)
+    before = [t.clone() for t in (pairs.vectors, objective.theta)]
+    found = class_structure(objective, data["X_train"], pairs, weighting=weighting, chunk_bytes=7 * op.shape[0] * 8)
+    assert all(torch.equal(a, b) for a, b in zip(before, (pairs.vectors, objective.theta)))
+    logits = torch.tensor(data["logits_train"])
+    order = logits.argsort(1, descending=True)[:, :2]
+    theirs = torch.tensor(data["overlaps_top25_stable_softmax"]).T[:, :8]
+    r, log_norm = residuals(objective, objective.predict(data["X_train"]), order[:, 0])
+    G = example_vjps(objective, torch.tensor(data["X_train"]), r)
+    U = G / G.norm(dim=1, keepdim=True) if weighting == "unit" else G * (log_norm - log_norm.max()).exp()[:, None]
+    for grouping, width in [(found.by_class, 1), (found.by_pair, 2)]:
+        groups, member = order[:, :width].unique(dim=0, return_inverse=True)
+        assert torch.equal(grouping.groups, groups) and torch.equal(grouping.sizes, member.bincount())
+        means = torch.stack([theirs[member == j].mean(0) for j in range(len(groups))], 1)
+        signs = (means * grouping.cosines).sum(1, keepdim=True).sign()
+        assert (grouping.cosines * signs - means).abs().max() <= 1e-6
+        M = torch.stack([U[member == j].mean(0) for j in range(len(groups))])
+        Q = torch.linalg.qr((M / M.norm(dim=1, keepdim=True)).T).Q
+        assert_close(grouping.explained, (pairs.vectors @ Q).square().sum(1), rtol=1e-6, atol=1e-8)
+        assert grouping.rank == len(groups) and grouping.baseline == len(groups) / op.shape[0]
+        assert (grouping.shuffled > 100 * grouping.baseline).sum() >= 3, "random groups explain far more than random directions"
+
+
+def test_class_structure_needs_little_memory_and_any_order():
+    X, y = blobs(N=40)
+    net = build(lambda: nn.Sequential(nn.Linear(3, 7), nn.Tanh(), nn.Linear(7, 4)))
+    objective = Objective(net, (X, y))
+    pairs = top_eigenpairs(HessianOperator(objective), 4)
+    with untouched(net, tensors=[X, pairs.vectors]): a = class_structure(objective, X, pairs)
+    order = torch.randperm(40, generator=seeded(2))
+    b = class_structure(objective, X[order], pairs, chunk_bytes=1)
+    assert_close(a.by_pair.explained, b.by_pair.explained)
+    assert_close(a.by_pair.cosines, b.by_pair.cosines)
+    true = class_structure(objective, X, pairs, labels=y)
+    assert true.by_class.groups[:, 0].tolist() == [0, 1, 2, 3] and (true.by_pair.groups[:, 0] != true.by_pair.groups[:, 1]).all()
 
 
 def test_flip_of_sign_across_a_boundary():

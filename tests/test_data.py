@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from hessnb.data import DATA_NAMES, ClassificationData, checkerboard, gaussian_mixture, iris, load_data, mnist_digits, moons
+from scipy.stats import ks_2samp
+
+from hessnb.data import DATA_NAMES, ClassificationData, blobs, checkerboard, gaussian_mixture, iris, load_data, mnist_digits, moons
 
 FIELDS = ("X_train", "y_train", "X_test", "y_test")
 SIZES = {  # train, test, input shape, examples of each class in both parts together
@@ -21,6 +23,7 @@ SIZES = {  # train, test, input shape, examples of each class in both parts toge
     "iris": (120, 30, (4,), [50] * 3),
     "mnist017": (450, 450, (1, 28, 28), [300] * 3),
     "mnist10": (1500, 1500, (1, 28, 28), [300] * 10),
+    **{f"blobs{c}": (25 * c, 25 * c, (2,), [50] * c) for c in range(2, 9)},
 }
 
 
@@ -74,11 +77,93 @@ def test_missing_package_says_what_to_install(monkeypatch, make, package):
 def test_sets_without_packages_need_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "mlxtend", None)
-    for name in ("gauss", "hierarchical", "checkerboard", "checkerboard_noisy", "intro1d"): load_data(name)
+    for name in ("gauss", "hierarchical", "checkerboard", "checkerboard_noisy", "intro1d", "blobs2", "blobs8"): load_data(name)
 
 
 def test_unknown_name_lists_the_names():
     with pytest.raises(ValueError, match="gauss, circles, .*mnist10"): load_data("cifar")
+
+
+GENERATED = [n for n in DATA_NAMES if n not in ("intro1d", "iris") and not n.startswith("mnist")]
+
+
+@pytest.mark.parametrize("name", [n for n in DATA_NAMES if n not in ("intro1d", "iris")])
+def test_number_of_examples(name):
+    data = load_data(name, n_per_class=20)
+    assert data.name == name and len(data.y_train) == 10 * data.n_classes
+    assert torch.cat([data.y_train, data.y_test]).bincount().tolist() == [20] * data.n_classes
+
+
+@pytest.mark.parametrize("name", ["intro1d", "iris"])
+def test_sets_of_one_size(name):
+    with pytest.raises(ValueError, match="one size"): load_data(name, n_per_class=10)
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_other_seeds_and_sizes_have_the_same_distribution(name):
+    "Class by class, each feature and two directions between; 0.1% level for each name. A shift of a third of a standard deviation would fail."
+    few, many = (load_data(name, n_per_class=n, seed=seed) for n, seed in ((1000, 3), (4000, 1000)))
+    tests = []
+    for c in range(few.n_classes):
+        A, B = (torch.cat([d.X_train, d.X_test])[torch.cat([d.y_train, d.y_test]) == c].double() for d in (few, many))
+        assert torch.cdist(A, B).min() > 0  # no point twice
+        tests += [ks_2samp(A @ w, B @ w).pvalue for w in torch.tensor([[1., 0.], [0., 1.], [1., 1.], [1., -1.]]).double()]
+        assert ks_2samp(A[:, 0] + A[:, 0].std() / 3, B[:, 0]).pvalue < 1e-3 / 32
+    assert min(tests) > 1e-3 / len(tests), min(tests)
+
+
+@pytest.mark.parametrize("c", range(2, 9))
+def test_blobs_lie_on_a_ring(c):
+    data = blobs(c, n_per_class=4000, spread=.25, seed=7)
+    X, y = torch.cat([data.X_train, data.X_test]).double(), torch.cat([data.y_train, data.y_test])
+    centres = torch.stack([X[y == i].mean(0) for i in range(c)])
+    gaps = (centres.roll(-1, 0) - centres).norm(dim=1)
+    assert (gaps - 2).abs().max() < .03 and (centres.norm(dim=1) - 1 / np.sin(np.pi / c)).abs().max() < .03
+    assert (torch.stack([X[y == i].std(0) for i in range(c)]) - .25).abs().max() < .015
+
+
+@pytest.mark.parametrize("bad", [1, 9])
+def test_too_few_or_many_blobs(bad):
+    with pytest.raises(ValueError, match="between 2 and 8"): blobs(bad)
+
+
+@pytest.mark.parametrize("name,fraction", [("gauss", .1), ("moons", .25), ("blobs8", .5), ("iris", .1), ("hierarchical", 0.)])
+def test_label_noise(name, fraction):
+    data = load_data(name)
+    before = data.y_train.clone()
+    for seed in range(3):
+        noisy = data.with_label_noise(fraction, torch.Generator().manual_seed(seed))
+        assert (noisy.y_train != data.y_train).sum() == round(fraction * len(before)) and noisy.name == f"{name} ({100 * fraction:g}% label noise)"
+        assert torch.equal(noisy.X_train, data.X_train) and torch.equal(noisy.y_test, data.y_test) and noisy.y_train.max() < data.n_classes
+        again = data.with_label_noise(fraction, torch.Generator().manual_seed(seed))
+        assert torch.equal(noisy.y_train, again.y_train)
+    assert torch.equal(data.y_train, before)
+    state = torch.get_rng_state()
+    data.with_label_noise(fraction, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_label_noise_is_uniform_over_examples_and_other_classes():
+    data, generator = blobs(4), torch.Generator().manual_seed(0)
+    shift = torch.stack([(data.with_label_noise(.3, generator).y_train - data.y_train) % 4 for _ in range(1000)])
+    hit = (shift > 0).double().mean(0)  # `(N,)`; standard error .0145
+    assert (hit - .3).abs().max() < 5 * .0145
+    shares = shift.flatten().bincount()[1:] / (shift > 0).sum()  # of 30,000: standard error .0027
+    assert (shares - 1 / 3).abs().max() < 4 * .0027
+
+
+def test_label_noise_keeps_twins_together():
+    data = iris()
+    i, j = (torch.cdist(data.X_train, data.X_train, compute_mode="donot_use_mm_for_euclid_dist") == 0).triu(1).nonzero().T
+    assert len(i) == 1
+    for seed in range(30):
+        y = data.with_label_noise(.4, torch.Generator().manual_seed(seed)).y_train
+        assert torch.equal(y[i], y[j])
+
+
+@pytest.mark.parametrize("fraction", [-.1, 1.1, float("nan")])
+def test_bad_label_noise(fraction):
+    with pytest.raises(ValueError, match="between 0 and 1"): load_data("gauss").with_label_noise(fraction, torch.Generator())
 
 
 def test_random_labels_keep_class_sizes_and_test_labels():

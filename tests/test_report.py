@@ -11,7 +11,7 @@ import pytest
 from hessnb import report as report_module
 from hessnb.report import main
 
-KEYS = {"n_params", "train_accuracy", "test_accuracy", "train_loss", "eigenvalues", "residuals", "converged", "n_matvecs", "trace", "n_outliers", "measure", "margin"}
+KEYS = {"n_params", "train_accuracy", "test_accuracy", "train_loss", "eigenvalues", "residuals", "converged", "n_matvecs", "trace", "n_outliers", "measure", "margin", "effective_directions", "density", "class_structure", "outliers", "most_negative"}
 
 
 def run(*args): return main(["report", *args, "--quiet"])
