@@ -280,12 +280,12 @@ SETTINGS = {*Run.__dataclass_fields__, "run", "lr", "momentum", "batch_size", "n
 
 
 def statistics(out: Path) -> None:
-    "Print Kendall's tau of every measure with the test error, within data sets and over all minima, and with the true margin."
+    "Print Kendall's tau of every measure, within data sets and over all minima, with the test error, the length of the boundary and with the true margin."
     rows = read(out)
     number = lambda name: np.array([float(row[name] or "nan") for row in rows])
     sets = np.array([row["dataset"] for row in rows])
     print(f"{len(rows)} minima of {len(set(sets))} data sets; Kendall's tau-b, 95% bootstrap interval")
-    for goal in ("test_error", "true_margin"):
+    for goal in ("test_error", "boundary_length", "true_margin"):
         for name in rows[0]:
             if name in SETTINGS | {goal} or name.startswith("certified"): continue
             print(f"{goal:12} {name:18} within sets {kendall(number(name), number(goal), sets)}   all {kendall(number(name), number(goal))}")

@@ -21,7 +21,7 @@ from .boundary import design_input
 from .lanczos import EigenPairs
 from .objective import Objective, own_modes
 
-# %% ../nbs/08_margin.ipynb #2eff5ba6
+# %% ../nbs/08_margin.ipynb #0e9353f2
 class _Paths:
     "Straight paths that leave inputs, cut off at a box; counts the passes through the model."
     def __init__(self, objective: Objective, norm: str, box: tuple[float, float] | None):
@@ -41,13 +41,20 @@ class _Paths:
         return z if self.box is None else z.clamp(*self.box)
 
     def classes(self, z: Tensor) -> Tensor:  # `(R,)`
-        "Predicted classes."
+        "Predicted classes; -1 where an output is NaN."
+        if not len(z): return torch.zeros(0, dtype=torch.int64, device=z.device)
         self.n_forward += len(z)
-        return self.objective.predict(z).argmax(1)
+        outputs = self.objective.predict(z)
+        return torch.where(outputs.isnan().any(1), -1, outputs.argmax(1))
 
     def crossed(self, x: Tensor, y: Tensor, d: Tensor, t: Tensor) -> Tensor:  # `(R,)` bool
-        "Is the prediction at `t` another than `y`?"
-        return self.classes(self.at(x, d, t)) != y if len(x) else torch.zeros(0, dtype=torch.bool, device=x.device)
+        "Is the prediction at `t` another class than `y`?"
+        c = self.classes(self.at(x, d, t))
+        return (c != y) & (c >= 0)
+
+    def distances(self, x: Tensor, z: Tensor) -> Tensor:  # `(R, M)`
+        "From each row of `x` to each of `z`."
+        return torch.cdist(x.flatten(1).double(), z.flatten(1).double(), p=2. if self.norm == "l2" else math.inf)
 
 def _along(t: Tensor, x: Tensor) -> Tensor:
     "`t` `(R,)` shaped so that it multiplies the rows of `x`."
@@ -94,15 +101,16 @@ def _steepest(paths: _Paths, slope: Tensor) -> Tensor:
     "The direction of unit length in which the lead falls fastest."
     return paths.unit(-slope) if paths.norm == "l2" else -slope.sign()
 
-# %% ../nbs/08_margin.ipynb #615d4848
-_RATIOS, _SMALLEST_TURN = (.8, .95), .04  # radii tried, in units of the present one; a search ends when its turns are smaller
+# %% ../nbs/08_margin.ipynb #9f73d625
+_RATIOS = .8, .95  # radii tried, in units of the present one
+_TURNS, _FINE_TURNS = (1., .04), (.1, .001)  # first turn, and the turn at which a search ends
 
 @torch.no_grad()
-def _descend(paths: _Paths, x: Tensor, y: Tensor, b: Tensor, tol: float, n_rounds: int = 20) -> Tensor:
+def _descend(paths: _Paths, x: Tensor, y: Tensor, b: Tensor, tol: float, n_rounds: int = 20, turns: tuple[float, float] = _TURNS) -> Tensor:
     "Boundary points near `b` `(R, ...)` that are locally nearest to `x`."
-    b, turn, previous = b.clone(), torch.ones(len(x), dtype=x.dtype, device=x.device), torch.zeros_like(x)
+    b, turn, previous = b.clone(), torch.full((len(x),), turns[0], dtype=x.dtype, device=x.device), torch.zeros_like(x)
     for _ in range(n_rounds):
-        rows = (turn > _SMALLEST_TURN).nonzero()[:, 0]
+        rows = (turn > turns[1]).nonzero()[:, 0]
         if not len(rows): break
         xs, ys, present = x[rows], y[rows], paths.unit(b[rows] - x[rows])
         r = paths.size(b[rows] - xs)
@@ -128,11 +136,15 @@ def _try_radii(paths: _Paths, x: Tensor, y: Tensor, d: Tensor, r: Tensor, best: 
         rows = rows[paths.crossed(x[rows], y[rows], d[rows], ratio * r[rows])]
         best[rows], way[rows] = ratio * r[rows], d[rows]
 
-# %% ../nbs/08_margin.ipynb #8640e746
-def _nearest_others(x: Tensor, y: Tensor, pool: Tensor, pool_y: Tensor, n: int) -> tuple[Tensor, Tensor]:
+# %% ../nbs/08_margin.ipynb #04925172
+_ENTRIES = 2**24  # of a matrix of distances that is held at once
+
+def _nearest_others(paths: _Paths, x: Tensor, y: Tensor, pool: Tensor, pool_y: Tensor, n: int) -> tuple[Tensor, Tensor]:
     "Indices `(R, n)` into `pool` of near examples of other classes, the nearest of every class first, and which exist."
-    D = torch.cdist(x.flatten(1).double(), pool.flatten(1).double())
-    D[y[:, None] == pool_y[None]] = math.inf
+    rows = max(1, _ENTRIES // len(pool))
+    if len(x) > rows: return tuple(map(torch.cat, zip(*(_nearest_others(paths, x[i:i + rows], y[i:i + rows], pool, pool_y, n) for i in range(0, len(x), rows)))))
+    D = paths.distances(x, pool)
+    D[(y[:, None] == pool_y) | (pool_y < 0)] = math.inf
     key, far = torch.full_like(D, math.inf), 1 + D[D.isfinite()].max() if D.isfinite().any() else 1.
     for c in pool_y.unique():
         members = (pool_y == c).nonzero()[:, 0]
@@ -166,6 +178,52 @@ def _jump(paths: _Paths, x: Tensor, y: Tensor, b: Tensor, towards: Tensor, tol: 
     b[rows[nearer]] = other[nearer]
     return b
 
+# %% ../nbs/08_margin.ipynb #6cf9878d
+_PROBED_FEATURES, _N_PROBES = 16, 64  # inputs of at most so many features are looked around, in so many directions
+
+@torch.no_grad()
+def _nearer_ends(paths: _Paths, X: Tensor, y: Tensor, b: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+    "Inputs `(R,)` for which a point of `b`, of whatever search, is nearer than `best`, and these points."
+    c, rows, j = paths.classes(b), [], []
+    step = max(1, _ENTRIES // max(len(b), 1))
+    for i in range(0, len(X) if len(b) else 0, step):
+        D = paths.distances(X[i:i + step], b)
+        D[(y[i:i + step, None] == c) | (c < 0)] = math.inf
+        value, nearest = D.min(1)
+        here = (value < .999 * best[i:i + step]).nonzero()[:, 0]
+        rows.append(i + here), j.append(nearest[here])
+    return (torch.cat(rows), b[torch.cat(j)]) if rows else (y[:0], X[:0])
+
+@torch.no_grad()
+def _look_around(paths: _Paths, X: Tensor, y: Tensor, best: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    "Inputs `(R,)` that have another class at .98 of `best` in a random direction, and a point there."
+    rows = best.isfinite().nonzero()[:, 0] if X[:1].numel() <= _PROBED_FEATURES else y[:0]
+    d = paths.unit(torch.randn(_N_PROBES, *X.shape[1:], generator=generator, dtype=torch.float64, device=generator.device).to(X))
+    found, column = rows.repeat_interleave(_N_PROBES), torch.arange(_N_PROBES, device=X.device).repeat(len(rows))
+    hit = paths.crossed(X[found], y[found], d[column], .98 * best[found]).reshape(-1, _N_PROBES)
+    some = hit.any(1).nonzero()[:, 0]
+    rows, column = rows[some], hit[some].int().argmax(1)
+    return rows, paths.at(X[rows], d[column], .98 * best[rows])
+
+# %% ../nbs/08_margin.ipynb #605658b9
+@torch.no_grad()
+def _last_starts(paths: _Paths, X: Tensor, y: Tensor, i: Tensor, b: Tensor, tol: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    "`i` `(R, 2)` and boundary points `b` `(R, ...)` with those of up to two further searches of each input."
+    column = int(i[:, 1].max()) + 1 if len(i) else 0
+    for k in (column, column + 1):
+        best = _smallest(paths, X, i, b)
+        rows, z = _nearer_ends(paths, X, y, b, best) if k == column else _look_around(paths, X, y, best, generator)
+        d, reach = paths.unit(z - X[rows]), paths.size(z - X[rows])
+        _, t = _first_crossing(paths, X[rows], y[rows], d, reach)
+        b = torch.cat([b, _descend(paths, X[rows], y[rows], paths.at(X[rows], d, t), tol)])
+        i = torch.cat([i, torch.stack([rows, torch.full_like(rows, k)], 1)])
+    return i, b
+
+def _smallest(paths: _Paths, X: Tensor, i: Tensor, b: Tensor) -> Tensor:  # `(n,)`
+    "Distance of each input to the nearest of its boundary points; inf where there is none."
+    none = torch.full((len(X),), math.inf, dtype=X.dtype, device=X.device)
+    return none.scatter_reduce(0, i[:, 0], paths.size(b - X[i[:, 0]]), "amin")
+
 # %% ../nbs/08_margin.ipynb #36c2d847
 @dataclass(frozen=True, eq=False)
 class BoundaryDistances:
@@ -181,7 +239,8 @@ class BoundaryDistances:
     n_forward: int  # inputs that were sent forward through the model
     n_backward: int  # inputs that a gradient was taken at (each is among the forward passes too)
 
-# %% ../nbs/08_margin.ipynb #7324fb7f
+# %% ../nbs/08_margin.ipynb #8d02fec9
+@own_modes()
 def nearest_boundary(
     objective: Objective,
     X: Tensor,  # inputs `(n, ...)`
@@ -192,28 +251,42 @@ def nearest_boundary(
     norm: Literal["l2", "linf"] = "l2",
     box: tuple[float, float] | None = None,  # every point stays in it, as pixels in (0, 1)
     tol: float = 1e-3,  # relative width of the final bracket, and gain that a step of the search must bring
+    generator: torch.Generator | None = None,  # chooses the directions of the look around, in few dimensions; None: seed 0
 ) -> BoundaryDistances:
     "Distance of each input to the nearest input that is predicted otherwise, by local searches from several starts."
-    X, pool = _check_inputs(objective, X, pool, n_starts, norm, box, tol)
     paths = _Paths(objective, norm, box)
+    X, pool = _check_inputs(paths, X, pool, n_starts, tol)
     y, pool_y = paths.classes(X), paths.classes(pool)
+    if (y < 0).any(): raise ValueError(f"the model gives NaN at {int((y < 0).sum())} of {len(y)} inputs")
     i, b = _starting_points(paths, X, y, pool, pool_y, starts, n_starts)
     x, labels = X[i[:, 0]], y[i[:, 0]]
     b = _descend(paths, x, labels, b, tol)
-    s = int(i[:, 1].max()) + 1 if len(i) else 1
-    grid = X[:, None].repeat(1, s, *[1] * (X.ndim - 1))  # where there is no search, x itself: a jump towards it changes nothing
-    grid[i[:, 0], i[:, 1]] = b
-    b = _jump(paths, x, labels, b, grid.roll(1, 1)[i[:, 0], i[:, 1]], tol) if len(i) else b
-    reached = torch.full((len(X), s), math.inf, dtype=X.dtype, device=X.device)
-    reached[i[:, 0], i[:, 1]] = paths.size(b - x)
-    grid[i[:, 0], i[:, 1]] = b
-    return _finish(paths, X, y, grid[torch.arange(len(X)), reached.argmin(1)], reached, tol)
+    b = _jump(paths, x, labels, b, _neighbouring_ends(X, i, b), tol)
+    i, b = _last_starts(paths, X, y, i, b, tol, generator or torch.Generator().manual_seed(0))
+    grid, reached = _by_start(paths, X, i, b)
+    best, found = grid[torch.arange(len(X), device=X.device), reached.argmin(1)], reached.amin(1).isfinite()
+    best[found] = _descend(paths, X[found], y[found], best[found], tol, turns=_FINE_TURNS)
+    return _finish(paths, X, y, best, reached, tol)
 
-# %% ../nbs/08_margin.ipynb #daebe1ec
+# %% ../nbs/08_margin.ipynb #ee88216c
+def _neighbouring_ends(X: Tensor, i: Tensor, b: Tensor) -> Tensor:  # `(R, ...)`
+    "For each search the point where the previous search of its input ended; the input itself if there was none: a jump towards it changes nothing."
+    grid = X[:, None].repeat(1, int(i[:, 1].max()) + 1 if len(i) else 1, *[1] * (X.ndim - 1))
+    grid[i[:, 0], i[:, 1]] = b
+    return grid.roll(1, 1)[i[:, 0], i[:, 1]]
+
+def _by_start(paths: _Paths, X: Tensor, i: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    "Boundary points `(n, s, ...)` and distances `(n, s)`, inf where there was no search."
+    s = int(i[:, 1].max()) + 1 if len(i) else 1
+    grid, reached = X[:, None].repeat(1, s, *[1] * (X.ndim - 1)), torch.full((len(X), s), math.inf, dtype=X.dtype, device=X.device)
+    grid[i[:, 0], i[:, 1]], reached[i[:, 0], i[:, 1]] = b, paths.size(b - X[i[:, 0]])
+    return grid, reached
+
+# %% ../nbs/08_margin.ipynb #133be189
 @torch.no_grad()
 def _starting_points(paths: _Paths, X: Tensor, y: Tensor, pool: Tensor, pool_y: Tensor, starts: Tensor | None, n: int) -> tuple[Tensor, Tensor]:
     "Boundary points `(R, ...)` to descend from, and `(R, 2)`: which input, which start."
-    index, exists = _nearest_others(X, y, pool, pool_y, n)
+    index, exists = _nearest_others(paths, X, y, pool, pool_y, n)
     i = exists.nonzero()
     targets, x = pool[index[i[:, 0], i[:, 1]]], X[i[:, 0]]
     d, reach = paths.unit(targets - x), paths.size(targets - x)
@@ -237,25 +310,33 @@ def _finish(paths: _Paths, X: Tensor, y: Tensor, b: Tensor, reached: Tensor, tol
     "Bracket the best point of each input to `tol` along its straight path, and predict both sides once more."
     found = reached.amin(1).isfinite()
     d, reach = paths.unit(b - X), paths.size(b - X)
-    low, high = _first_crossing(paths, X[found], y[found], d[found], reach[found], 6, math.ceil(math.log2(max(1 / (6 * tol), 2))))
+    low, high = _first_crossing(paths, X[found], y[found], d[found], reach[found], 6, 1)
+    while (wide := (high - low > tol * high).nonzero()[:, 0]).numel():
+        rows = found.nonzero()[:, 0][wide]
+        low[wide], high[wide] = _bisect(paths, X[rows], y[rows], d[rows], low[wide], high[wide], 1)
     points, inside, values = b.clone(), X.clone(), torch.full_like(reach, math.inf)
     points[found], inside[found] = paths.at(X[found], d[found], high), paths.at(X[found], d[found], low)
     values[found] = paths.size(points[found] - X[found])
     beyond, before = paths.classes(points), paths.classes(inside)
-    verified = found & (beyond != y) & (before == y)
+    verified = found & (beyond != y) & (beyond >= 0) & (before == y)
     reached = torch.minimum(reached, torch.where(reached == reached.amin(1, keepdim=True), values[:, None], reached))
     return BoundaryDistances(values, points, inside, torch.stack([y, beyond], 1), reached, verified, paths.norm, tol, paths.n_forward, paths.n_backward)
 
-# %% ../nbs/08_margin.ipynb #981ead8d
-def _check_inputs(objective: Objective, X: Tensor, pool: Tensor | None, n_starts: int, norm: str, box, tol: float) -> tuple[Tensor, Tensor]:
+# %% ../nbs/08_margin.ipynb #bd0cdad2
+def _check_inputs(paths: _Paths, X: Tensor, pool: Tensor | None, n_starts: int, tol: float) -> tuple[Tensor, Tensor]:
     "Placed inputs and pool; `TypeError` or `ValueError` for what has no distance."
+    objective, norm, box = paths.objective, paths.norm, paths.box
     X = objective.place_inputs(X)
     if not isinstance(X, Tensor) or not X.is_floating_point(): raise TypeError("distances need one floating tensor of inputs (N, ...): there is no straight path between tokens or tuples of inputs")
-    pool = X if pool is None else objective.place_inputs(pool)
+    if not len(X): raise ValueError(f"need at least one input, got X of shape {tuple(X.shape)}")
+    X = X.detach().clone()
+    pool = X if pool is None else objective.place_inputs(pool).detach().clone()
     if pool.shape[1:] != X.shape[1:]: raise ValueError(f"pool must hold inputs of shape {tuple(X.shape[1:])}, got {tuple(pool.shape[1:])}")
     if n_starts < 0: raise ValueError(f"n_starts must not be negative, got {n_starts}")
     if norm not in ("l2", "linf"): raise ValueError(f"norm must be 'l2' or 'linf', got {norm!r}")
-    if not 0 < tol < .1: raise ValueError(f"tol must lie in (0, .1), got {tol}")
+    least = 16 * torch.finfo(X.dtype).eps
+    if not least <= tol < .1: raise ValueError(f"tol must lie in [{least:.1g}, .1) for {X.dtype}, got {tol}")
+    paths.n_forward += 1
     outputs = objective.predict(X[:1])
     if outputs.ndim != 2 or outputs.shape[1] < 2: raise ValueError(f"a boundary needs two or more outputs (N, C), got shape {tuple(outputs.shape)}; give a binary model two logits")
     if box is not None:
@@ -263,7 +344,8 @@ def _check_inputs(objective: Objective, X: Tensor, pool: Tensor | None, n_starts
         if ((X < box[0]) | (X > box[1])).any(): raise ValueError(f"inputs reach from {X.min().item():.3g} to {X.max().item():.3g}, outside box={box}")
     return X, pool
 
-# %% ../nbs/08_margin.ipynb #48e48f36
+# %% ../nbs/08_margin.ipynb #ef64308c
+@own_modes()
 def support_examples(
     objective: Objective,
     X: Tensor,  # training inputs `(N, ...)`
@@ -326,7 +408,8 @@ class Margin:
         return (f"Margin({self.value:.4g} ({self.norm}): example {self.nearest} [{self.source}], class {self.classes[0]} against {self.classes[1]}, {self.agreement:.0%} of starts agree; "
                 f"{len(self.candidates)} of {self.n_examples} examples searched, {self.n_forward:,} forward and {self.n_backward:,} backward passes)")
 
-# %% ../nbs/08_margin.ipynb #9babf83b
+# %% ../nbs/08_margin.ipynb #72377218
+@own_modes()
 def estimate_margin(
     objective: Objective,
     X: Tensor,  # training inputs `(N, ...)`
@@ -335,28 +418,36 @@ def estimate_margin(
     n_directions: int = 3,  # leading eigenvectors, usually the number of outliers
     n_candidates: int = 10,  # examples to search
     n_starts: int = 4,  # examples of other classes to start towards
-    designed: bool = False,  # also start from an input designed for each direction; dear
+    designed: bool = False,  # also start towards an input designed for each direction; dear
     norm: Literal["l2", "linf"] = "l2",
     box: tuple[float, float] | None = None,  # every point stays in it, as pixels in (0, 1)
     tol: float = 1e-3,  # relative
+    generator: torch.Generator | None = None,  # chooses the directions of the look around, in few dimensions; None: seed 0
 ) -> Margin:
     "Smallest distance of a training example to the decision boundary: support examples from the eigenvectors, distances by search."
     if pairs is not None and not 1 <= n_directions: raise ValueError(f"n_directions must be at least 1, got {n_directions}")
-    X, _ = _check_inputs(objective, X, None, n_starts, norm, box, tol)
+    X, _ = _check_inputs(_Paths(objective, norm, box), X, None, n_starts, tol)
     V = None if pairs is None else pairs.vectors[:n_directions].to(objective.device, objective.dtype)
     cosines = torch.empty(len(X), 0) if V is None else align(objective, X, V).cosines
     candidates = support_examples(objective, X, cosines, n_candidates=n_candidates, norm=norm)
     index = list(candidates)
-    starts = torch.cat([design_input(objective, v, X[[int(a.nan_to_num().argmax())]], n_steps=150).inputs for v, a in zip(V, cosines.T)]) if designed and V is not None else None
-    found = nearest_boundary(objective, X[index], pool=X, starts=starts, n_starts=n_starts, norm=norm, box=box, tol=tol)
-    return _as_margin(found, candidates, cosines, len(X))
+    starts, n_steps = None, 0
+    if designed and V is not None:
+        n_steps = _DESIGN_STEPS * len(V)
+        starts = torch.cat([design_input(objective, v, X[[int(a.nan_to_num().argmax())]], n_steps=_DESIGN_STEPS).inputs for v, a in zip(V, cosines.T)])
+    found = nearest_boundary(objective, X[index], pool=X, starts=starts, n_starts=n_starts, norm=norm, box=box, tol=tol, generator=generator)
+    passes = len(X) * (1 if V is None else 2)  # screening, alignment: each predicts, then differentiates
+    return _as_margin(found, candidates, cosines, len(X), found.n_forward + 1 + 2 * passes + n_steps, found.n_backward + passes + 2 * n_steps)
 
-def _as_margin(found: BoundaryDistances, candidates: dict[int, str], cosines: Tensor, n: int) -> Margin:
+# %% ../nbs/08_margin.ipynb #8b9ddb5a
+_DESIGN_STEPS = 150  # each differentiates twice
+
+def _as_margin(found: BoundaryDistances, candidates: dict[int, str], cosines: Tensor, n: int, n_forward: int, n_backward: int) -> Margin:
     "The smallest of the distances, with what is known about it."
     index, sources, defined = list(candidates), tuple(candidates.values()), cosines.nan_to_num()
     best = int(found.values.argmin())
     value = found.values[best].item()
-    if math.isinf(value): warnings.warn("no input of another class was met: no margin", stacklevel=3)
+    if math.isinf(value): warnings.warn("no input of another class was met: no margin", stacklevel=4)
     ends = found.by_start[best][found.by_start[best].isfinite()]
     spread, agreement = ((ends.max() - ends.min()).item(), (ends <= 1.02 * value).double().mean().item()) if len(ends) else (math.nan, 0.)
     directions = []
@@ -366,7 +457,7 @@ def _as_margin(found: BoundaryDistances, candidates: dict[int, str], cosines: Te
         j = min((index.index(i) for i in examples), key=lambda j: found.values[j].item())
         directions.append(DirectionMargin(found.values[j].item(), index[j], examples, tuple(found.classes[j].tolist())))
     return Margin(value if math.isfinite(value) else math.nan, index[best], tuple(found.classes[best].tolist()), sources[best], found.points[best], spread, agreement,
-                  bool(found.verified[best]), tuple(index), found.values, sources, tuple(directions), found.norm, n, found.n_forward + 2 * n, found.n_backward + n)
+                  bool(found.verified[best]), tuple(index), found.values, sources, tuple(directions), found.norm, n, n_forward, n_backward)
 
 # %% ../nbs/08_margin.ipynb #211cbf60
 @dataclass(frozen=True, eq=False)
