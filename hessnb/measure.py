@@ -7,9 +7,9 @@ __all__ = ['GeneralizationMeasure', 'generalization_measure', 'Baseline', 'rando
            'EffectiveDirections', 'effective_directions', 'ResolvedMeasure', 'resolve_measure', 'DirectionsEstimate',
            'estimate_directions']
 
-# %% ../nbs/07_measure.ipynb #b8eec2c1
+# %% ../nbs/07_measure.ipynb #95c304e8
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -196,18 +196,18 @@ def _bootstrap(squares: Tensor, n_params: int, n: int, level: float, generator: 
     values = torch.tensor([_participation(p, n_params) for p in weights @ squares], dtype=torch.float64)
     return tuple(values.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist())
 
-# %% ../nbs/07_measure.ipynb #40bc419b
+# %% ../nbs/07_measure.ipynb #53cf91af
 @dataclass(frozen=True, eq=False)
 class ResolvedMeasure:
     "Eigenpairs that were added until an answer was certain, and the answer."
     pairs: EigenPairs = field(repr=False)  # largest magnitude first
     alignment: Alignment = field(repr=False)  # of the examples with them
-    directions: EffectiveDirections
-    measure: GeneralizationMeasure | None  # at `threshold`, if one was given
+    directions: EffectiveDirections  # of those above rounding
+    measure: GeneralizationMeasure | None  # at `threshold`, if one was given; of those above rounding too
     certified: bool  # to `tol`
     tol: float
 
-# %% ../nbs/07_measure.ipynb #804e8ffd
+# %% ../nbs/07_measure.ipynb #ef6257c7
 def resolve_measure(
     op: HessianOperator,
     X: Any,  # training inputs `(N, ...)`
@@ -228,12 +228,17 @@ def resolve_measure(
     N, latest = len(objective.predict(X)), []
     K = gradient_cosines(objective, X, chunk_bytes=cosine_bytes) if N * P * torch.empty((), dtype=op.dtype).element_size() <= cosine_bytes else None
     def enough(values, V):
-        latest[:] = _judge(align(objective, X, V), K, P, threshold)
+        latest[:] = _judge(align(objective, X, V[_curved(values, op.dtype).to(V.device)]), K, P, threshold)
         return latest[2] <= tol
     pairs = eigenpairs_until(op, enough, k=min(k, P), max_pairs=min(max_pairs, P), max_matvecs=max_matvecs, which="LM", tol=pairs_tol, progress=progress)
     alignment = align(objective, X, pairs.vectors)
-    directions, measure, width = _judge(alignment, K, P, threshold, n_bootstrap=1000)
+    curved = _curved(pairs.values, op.dtype).to(alignment.cosines.device)
+    directions, measure, width = _judge(replace(alignment, cosines=alignment.cosines[:, curved]), K, P, threshold, n_bootstrap=1000)
     return ResolvedMeasure(pairs, alignment, directions, measure, width <= tol, tol)
+
+def _curved(values: Tensor, dtype: torch.dtype) -> Tensor:  # `(k,)` bool
+    "Which eigenvalues stand above rounding; the eigenvectors of the others are arbitrary."
+    return values.abs() > 64 * torch.finfo(dtype).eps * values.abs().max()
 
 def _judge(alignment: Alignment, K: Tensor | None, P: int, threshold, n_bootstrap: int = 0) -> tuple[EffectiveDirections, GeneralizationMeasure | None, float]:
     "Both measures, and the relative width of the bounds of the one that was asked for."
