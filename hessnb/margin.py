@@ -344,7 +344,7 @@ def _check_inputs(paths: _Paths, X: Tensor, pool: Tensor | None, n_starts: int, 
         if ((X < box[0]) | (X > box[1])).any(): raise ValueError(f"inputs reach from {X.min().item():.3g} to {X.max().item():.3g}, outside box={box}")
     return X, pool
 
-# %% ../nbs/08_margin.ipynb #ef64308c
+# %% ../nbs/08_margin.ipynb #4696945f
 @own_modes()
 def support_examples(
     objective: Objective,
@@ -364,7 +364,7 @@ def support_examples(
             if len(chosen) < n_candidates - n_screened: chosen.setdefault(i, f"v{j + 1}{sign}")
     if not n_screened: return chosen
     first = _first_order(_Paths(objective, norm, None), objective.place_inputs(X))
-    for i in first.argsort().tolist():
+    for i in first.argsort().cpu().tolist():
         if len(chosen) >= min(n_candidates, len(first)): break
         chosen.setdefault(i, "first order")
     return chosen
@@ -375,7 +375,7 @@ def _first_order(paths: _Paths, X: Tensor) -> Tensor:  # `(N,)`
     dual = slope.flatten(1).norm(dim=1) if paths.norm == "l2" else slope.flatten(1).abs().sum(1)
     return lead / dual.clamp_min(torch.finfo(X.dtype).tiny)
 
-# %% ../nbs/08_margin.ipynb #00f10716
+# %% ../nbs/08_margin.ipynb #01b135d5
 @dataclass(frozen=True, eq=False)
 class DirectionMargin:
     "The margin at the piece of boundary that one eigenvector carries."
@@ -396,7 +396,7 @@ class Margin:
     agreement: float  # share of those starts that end within 2% of the value
     verified: bool  # a last prediction confirmed both sides
     candidates: tuple[int, ...] = field(repr=False)  # the examples that were searched
-    distances: Tensor = field(repr=False)  # `(n,)`, theirs
+    distances: Tensor = field(repr=False)  # `(n,)`, theirs, on the host
     sources: tuple[str, ...] = field(repr=False)  # what named each
     directions: tuple[DirectionMargin, ...] = field(repr=False)  # one for each outlier eigenvector whose examples were searched
     norm: str
@@ -439,25 +439,27 @@ def estimate_margin(
     passes = len(X) * (1 if V is None else 2)  # screening, alignment: each predicts, then differentiates
     return _as_margin(found, candidates, cosines, len(X), found.n_forward + 1 + 2 * passes + n_steps, found.n_backward + passes + 2 * n_steps)
 
-# %% ../nbs/08_margin.ipynb #8b9ddb5a
+# %% ../nbs/08_margin.ipynb #675cbf32
 _DESIGN_STEPS = 150  # each differentiates twice
 
 def _as_margin(found: BoundaryDistances, candidates: dict[int, str], cosines: Tensor, n: int, n_forward: int, n_backward: int) -> Margin:
     "The smallest of the distances, with what is known about it."
     index, sources, defined = list(candidates), tuple(candidates.values()), cosines.nan_to_num()
-    best = int(found.values.argmin())
-    value = found.values[best].item()
+    values, classes = found.values.cpu(), found.classes.cpu().tolist()
+    best = int(values.argmin())
+    value = values[best].item()
     if math.isinf(value): warnings.warn("no input of another class was met: no margin", stacklevel=4)
-    ends = found.by_start[best][found.by_start[best].isfinite()]
+    ends = found.by_start[best].cpu()
+    ends = ends[ends.isfinite()]
     spread, agreement = ((ends.max() - ends.min()).item(), (ends <= 1.02 * value).double().mean().item()) if len(ends) else (math.nan, 0.)
     directions = []
     for a in defined.T:
         examples = int(a.argmax()), int(a.argmin())
         if not all(i in candidates for i in examples): continue
-        j = min((index.index(i) for i in examples), key=lambda j: found.values[j].item())
-        directions.append(DirectionMargin(found.values[j].item(), index[j], examples, tuple(found.classes[j].tolist())))
-    return Margin(value if math.isfinite(value) else math.nan, index[best], tuple(found.classes[best].tolist()), sources[best], found.points[best], spread, agreement,
-                  bool(found.verified[best]), tuple(index), found.values, sources, tuple(directions), found.norm, n, n_forward, n_backward)
+        j = min((index.index(i) for i in examples), key=lambda j: values[j].item())
+        directions.append(DirectionMargin(values[j].item(), index[j], examples, tuple(classes[j])))
+    return Margin(value if math.isfinite(value) else math.nan, index[best], tuple(classes[best]), sources[best], found.points[best], spread, agreement,
+                  bool(found.verified[best]), tuple(index), values, sources, tuple(directions), found.norm, n, n_forward, n_backward)
 
 # %% ../nbs/08_margin.ipynb #211cbf60
 @dataclass(frozen=True, eq=False)

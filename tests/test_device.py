@@ -5,7 +5,12 @@ from torch import nn
 
 from conftest import F64, blobs, mlp, prescribed, quiet, seeded
 from fakegpu import DEVICE, fake_gpu
+from hessnb.alignment import class_structure
+from hessnb.compare import examine
+from hessnb.density import spectral_density
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
+from hessnb.margin import estimate_margin, nearest_boundary
+from hessnb.measure import estimate_directions, gradient_cosines, resolve_measure
 from hessnb.objective import Objective, example_grads, example_vjps
 from hessnb.operator import HessianOperator, MatrixOperator
 
@@ -82,6 +87,29 @@ def test_matrix_and_tridiagonal(fake):
     f = tridiagonalize(op, torch.ones(60, dtype=F64, device=fake), 10)
     assert f.basis.device == fake and f.alpha.device.type == "cpu"
     assert (top_eigenpairs(op, 4).values - top_eigenpairs(MatrixOperator(A), 4).values).abs().max() <= 1e-10
+
+
+def test_measures(fake):
+    "Alignment, effective directions, class structure, density and margin give the host's numbers, on the host where they are numbers."
+    results = []
+    for device in (fake, "cpu"):
+        objective = on(device)
+        op = HessianOperator(objective)
+        with quiet("rounding floor", "miss_probability"): resolved = resolve_measure(op, X, k=5, pairs_tol=1e-8)
+        structure, density = class_structure(objective, X, resolved.pairs), spectral_density(op, n_steps=10, n_probes=3)
+        found, margin = nearest_boundary(objective, X[:6], pool=X), estimate_margin(objective, X, resolved.pairs, n_candidates=4)
+        rough = estimate_directions(op, X, n_steps=12, n_principal=3)
+        numbers = [resolved.directions.value, *resolved.directions.bounds, rough.lumped, rough.spread_out, margin.value, density.trace.value, *found.values.cpu().tolist(),
+                   *structure.by_class.explained.cpu().tolist(), *structure.by_pair.shuffled.cpu().tolist(), gradient_cosines(objective, X).sum().item()]
+        results.append((numbers, found.points.device.type, margin.boundary_point.device.type))
+    (there, *places), (here, *_) = results
+    assert places == [DEVICE.type] * 2 and there == pytest.approx(here, rel=1e-3)
+
+
+def test_examine(fake):
+    with quiet("rounding floor", "miss_probability"):
+        a, b = (examine(on(device), k=4, pairs=6, test=BATCHES[:2]) for device in (fake, "cpu"))
+    assert a.margin.value == pytest.approx(b.margin.value, rel=1e-3) and a.test_accuracy == b.test_accuracy and a.outliers.count == b.outliers.count
 
 
 def test_meta_vectors_are_refused():
