@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/40_api.ipynb #3db1baff
+# %% ../nbs/40_api.ipynb #434b77e9
 import importlib
 
 _HOME = {
@@ -20,6 +20,8 @@ _HOME = {
     "measure": ("generalization_measure", "random_baseline", "effective_directions", "resolve_measure", "estimate_directions", "gradient_cosines",
                 "GeneralizationMeasure", "Baseline", "EffectiveDirections", "ResolvedMeasure", "DirectionsEstimate"),
     "margin": ("estimate_margin", "nearest_boundary", "support_examples", "paper_margin", "Margin", "DirectionMargin", "BoundaryDistances", "PaperMargin"),
+    "probe": ("boundary_points", "plane_through", "scan_path", "boundary_map", "eigenvector_table", "layer_mass", "displace", "curvature_lengths",
+              "BoundaryPoints", "Plane", "PathScan", "BoundaryMap", "EigenvectorTable", "LayerMass"),
     "compare": ("examine", "compare_minima", "Examination", "Comparison"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -30,7 +30,9 @@ class PlaneScan:
     origin: Tensor = field(repr=False)  # input at u = v = 0
     axes: Tensor = field(repr=False)  # `(2, ...)`, inputs by which u and v move
 
-# %% ../nbs/06_boundary.ipynb #552b1c2b
+# %% ../nbs/06_boundary.ipynb #b7318bcb
+_BLOCK, _GRADIENTS = 1024, 256  # inputs and per-example gradients held at a time
+
 def scan_plane(
     objective: Objective,
     X: Tensor | None = None,  # data `(N, ...)` that the window must show; needed unless `extent` is given
@@ -52,10 +54,13 @@ def scan_plane(
     if extent is None: extent = _window(objective, X, origin, axes, pad)
     u, v = (torch.linspace(a, b, n, dtype=axes.dtype, device=axes.device) for a, b in (extent[:2], extent[2:]))
     shape = (-1, *[1] * origin.ndim)
-    grid = origin + u.repeat(n).reshape(shape) * axes[0] + v.repeat_interleave(n).reshape(shape) * axes[1]
-    confidence, predictions = objective.predict(grid).softmax(1).max(1)
-    cosines = None if vectors is None else align(objective, grid, vectors).cosines.T.reshape(-1, n, n)
-    return PlaneScan(u, v, predictions.reshape(n, n), confidence.reshape(n, n), cosines, origin, axes)
+    confidence, predictions, cosines = [], [], []
+    for a, b in zip(u.repeat(n).split(_BLOCK), v.repeat_interleave(n).split(_BLOCK)):
+        inputs = origin + a.reshape(shape) * axes[0] + b.reshape(shape) * axes[1]
+        for part, found in zip((confidence, predictions), objective.predict(inputs).softmax(1).max(1)): part.append(found)
+        if vectors is not None: cosines.append(align(objective, inputs, vectors, chunk_bytes=_GRADIENTS * objective.n_params * axes.element_size()).cosines)
+    cosines = None if vectors is None else torch.cat(cosines).T.reshape(-1, n, n)
+    return PlaneScan(u, v, torch.cat(predictions).reshape(n, n), torch.cat(confidence).reshape(n, n), cosines, origin, axes)
 
 def _window(objective: Objective, X: Tensor | None, origin: Tensor, axes: Tensor, pad: float) -> tuple[float, float, float, float]:
     "The window of the plane that shows the data, with some space around it."
