@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ok
 
-.PHONY: run test test-all lab readme check hooks clean
+.PHONY: run test test-all lab docs readme check hooks clean
 
 $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ test-all: $(READY)  ## everything
 lab: $(READY)  ## open the workbook
 	$(BIN)/jupyter lab nbs
 
+docs: $(READY)  ## the documentation site, in _docs; needs no network
+	$(BIN)/python .ci/docs/build.py
+
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/python .ci/render_readme.py
 
@@ -35,4 +38,4 @@ hooks: $(READY)  ## git-friendly notebooks: clean on commit, merge by cells
 	$(BIN)/nbdev_install_hooks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist _docs *.egg-info

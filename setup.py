@@ -9,8 +9,8 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "tutorials")}
-extras["dev"] = cfg["dev_requirements"].split() + extras["lab"] + extras["tutorials"]
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("lab", "tutorials", "docs")}
+extras["dev"] = cfg["dev_requirements"].split() + extras["lab"] + extras["tutorials"] + extras["docs"]
 
 setup(
     name=cfg["lib_name"],
