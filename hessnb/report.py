@@ -40,7 +40,7 @@ from .objective import Objective
 from .operator import HessianOperator
 from .plots import plot_alignment, plot_classes, plot_comparison, plot_density, plot_line, plot_measure, plot_plane, plot_spectrum
 
-# %% ../nbs/30_report.ipynb #37d6c983
+# %% ../nbs/30_report.ipynb #6c3d22dd
 @dataclass(frozen=True, eq=False)
 class Analysis:
     "One minimum and all that was computed about it."
@@ -71,7 +71,7 @@ def analyse(
     box = (0., 1.) if data.X_train.ndim == 4 else None  # pixels stay in their range
     examined = examine(minimum.model, (data.X_train, data.y_train), test=(data.X_test, data.y_test), dtype=dtype, k=k, max_matvecs=600, box=box, paper=n_features <= 4, progress=progress)
     objective = examined.objective
-    density = spectral_density(HessianOperator(objective), pairs=examined.pairs, n_steps=40, n_probes=4)
+    density = spectral_density(HessianOperator(objective), pairs=examined.pairs, n_steps=30, n_probes=3)
     scan = scan_plane(objective, data.X_train, examined.pairs.vectors[:5]) if n_features == 2 else None
     return Analysis(minimum, examined, density, scan, time.perf_counter() - start)
 
