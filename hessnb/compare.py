@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Examination', 'examine', 'Comparison', 'compare_minima']
 
-# %% ../nbs/11_compare.ipynb #0c9ea668
+# %% ../nbs/11_compare.ipynb #01ea98df
 import csv
 import html
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ from .density import Outliers, TraceEstimate, count_outliers, trace
 from .lanczos import EigenPairs, top_eigenpairs
 from .margin import Margin, PaperMargin, estimate_margin, paper_margin
 from .measure import EffectiveDirections, GeneralizationMeasure, ResolvedMeasure, generalization_measure, random_baseline, resolve_measure
-from .objective import Objective, as_batches, default_unpack
+from .objective import Objective, as_batches
 from .operator import HessianOperator
 
-# %% ../nbs/11_compare.ipynb #51b728f1
+# %% ../nbs/11_compare.ipynb #1aab7352
 @dataclass(frozen=True, eq=False)
 class Examination:
     "Everything that was measured at one minimum."
@@ -53,7 +53,8 @@ class Examination:
 
     def __repr__(self) -> str:
         d = self.directions
-        return (f"Examination({self.objective.n_params:,} parameters, test accuracy {self.test_accuracy:.1%}: {d.value:.3g} effective directions (at least {d.bounds[0]:.3g}), "
+        accuracy = f"train accuracy {self.train_accuracy:.1%}" + ("" if math.isnan(self.test_accuracy) else f", test accuracy {self.test_accuracy:.1%}")
+        return (f"Examination({self.objective.n_params:,} parameters, {accuracy}: {d.value:.3g} effective directions (at least {d.bounds[0]:.3g}), "
                 f"margin {self.margin.value:.3g}, {self.outliers.count} outliers, lambda_1 {self.pairs.values[0]:.3g}, trace {self.trace.value:.3g})")
 
 # %% ../nbs/11_compare.ipynb #51583cdd
@@ -91,7 +92,7 @@ def examine(
     return Examination(objective, objective.value(), _accuracy(objective, X, y), math.nan if test is None else _test_accuracy(objective, test), objective.theta.norm().item(), top, negative, outliers,
                        trace(op, pairs=top), alignment, resolved, measure, class_structure(objective, X, _first(top, leading)), margin, published, time.perf_counter() - start)
 
-# %% ../nbs/11_compare.ipynb #464e5d04
+# %% ../nbs/11_compare.ipynb #cba6457e
 def _examples(objective: Objective) -> tuple[Tensor, Tensor]:
     "All training inputs and labels of an objective, on its device."
     inputs, targets = zip(*objective.pieces())
@@ -105,19 +106,18 @@ def _accuracy(objective: Objective, X: Any, y: Tensor) -> float:
 
 def _test_accuracy(objective: Objective, test: Any) -> float:
     "Accuracy over data of any form that an objective takes."
-    batches = [default_unpack(batch) for batch in as_batches(test, None)]
+    batches = [objective._unpack(batch) for batch in as_batches(test, None)]  # in the form that the training data came in
     right = sum(_accuracy(objective, inputs, torch.as_tensor(y)) * len(y) for inputs, y in batches)
     return right / sum(len(y) for _, y in batches)
 
-# %% ../nbs/11_compare.ipynb #2b816e78
+# %% ../nbs/11_compare.ipynb #ca8e70fb
 def _first(pairs: EigenPairs, n: int) -> EigenPairs:
     "The first `n` of the pairs."
     return _subset(pairs, torch.arange(min(n, len(pairs))), pairs.which)
 
 def _subset(pairs: EigenPairs, index: Tensor, which: str) -> EigenPairs:
     "Some of the pairs."
-    return EigenPairs(pairs.values[index], pairs.vectors[index.to(pairs.vectors.device)], pairs.residuals[index], pairs.converged[index], pairs.n_matvecs, pairs.n_certify,
-                      which, pairs.tol, pairs.miss_probability, pairs.stopped)
+    return replace(pairs, values=pairs.values[index], vectors=pairs.vectors[index.to(pairs.vectors.device)], residuals=pairs.residuals[index], converged=pairs.converged[index], which=which)
 
 def _both_ends(op: HessianOperator, largest: EigenPairs, k: int, progress: bool) -> tuple[EigenPairs, float]:
     "The `k` largest eigenpairs and the most negative eigenvalue; taken from those of largest magnitude if these hold them."
@@ -127,7 +127,7 @@ def _both_ends(op: HessianOperator, largest: EigenPairs, k: int, progress: bool)
     if complete and (largest.values < 0).any(): return top, largest.values.min().item()
     return top, top_eigenpairs(op, 1, which="SA", tol=1e-3, progress=progress).values[0].item()
 
-# %% ../nbs/11_compare.ipynb #bd9b2e0f
+# %% ../nbs/11_compare.ipynb #8c756bbd
 @dataclass(frozen=True, eq=False)
 class Comparison:
     "Minima side by side."
@@ -138,8 +138,8 @@ class Comparison:
 
     @property
     def undominated(self) -> list[str]:
-        "Minima that no other beats in both: fewer effective directions and a wider margin."
-        point = {name: (e.directions.value, -e.margin.value) for name, e in self.examinations.items()}
+        "Minima that no other beats in both: fewer effective directions and a wider margin; one without a margin is beaten by any that has one."
+        point = {name: (e.directions.value, math.inf if math.isnan(e.margin.value) else -e.margin.value) for name, e in self.examinations.items()}
         beats = lambda a, b: all(x <= y for x, y in zip(a, b)) and a != b
         return [name for name, p in point.items() if not any(beats(q, p) for q in point.values())]
 
@@ -159,7 +159,7 @@ def compare_minima(
         return examine(m, train, test=test, **kwargs)
     return Comparison({str(name): one(m) for name, m in minima.items()})
 
-# %% ../nbs/11_compare.ipynb #943735e0
+# %% ../nbs/11_compare.ipynb #998330cb
 _COLUMNS = {  # column -> what it is
     "effective_directions": "participation number of the mean squared alignments: how many eigenvectors the boundary takes",
     "directions_lower": "certified lower bound on it; the value is the upper bound",
@@ -168,6 +168,7 @@ _COLUMNS = {  # column -> what it is
     "outliers": "eigenvalues above the bulk",
     "outliers_low": "fewest for other constants of the criterion",
     "outliers_high": "most",
+    "outliers_truncated": "True if all computed eigenvalues are outliers: then their number is a lower bound",
     "lambda_1": "largest eigenvalue",
     "trace": "sum of all eigenvalues",
     "trace_standard_error": "of the trace",
@@ -184,12 +185,12 @@ def rows(self: Comparison) -> list[dict[str, Any]]:
     "One dictionary of numbers for each minimum."
     def one(name, e):
         d, o, g = e.directions, e.outliers, e.measure
-        numbers = (d.value, d.bounds[0], e.margin.value, e.test_accuracy, o.count, *o.stability, e.pairs.values[0].item(), e.trace.value, e.trace.standard_error, g.count, g.upper,
+        numbers = (d.value, d.bounds[0], e.margin.value, e.test_accuracy, o.count, *o.stability, o.truncated, e.pairs.values[0].item(), e.trace.value, e.trace.standard_error, g.count, g.upper,
                    e.structure.by_pair.explained.mean().item(), e.train_loss, e.train_accuracy, e.param_norm)
         return {"minimum": name, **dict(zip(_COLUMNS, numbers, strict=True))}
     return [one(name, e) for name, e in self.examinations.items()]
 
-# %% ../nbs/11_compare.ipynb #1eee0dfa
+# %% ../nbs/11_compare.ipynb #8659fb6b
 _HEAD = ("minimum", "effective directions", "margin", "test accuracy", "outliers", "largest eigenvalue", "trace", "active (paper)", "train loss")
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -197,9 +198,10 @@ def _cells(row: dict[str, Any]) -> list[str]:
     sure = row["directions_lower"] > row["effective_directions"] / 1.1
     spread = "" if sure else f" (at least {row['directions_lower']:.3g})"
     stable = "" if row["outliers_low"] == row["outliers_high"] else f" ({row['outliers_low']} to {row['outliers_high']})"
+    if row["outliers_truncated"]: stable = " or more"
     active = str(row["active"]) if row["active"] == row["active_upper"] else f"{row['active']} or more"
     accuracy = "not given" if math.isnan(row["test_accuracy"]) else f"{row['test_accuracy']:.1%}"
-    return [row["minimum"], f"{row['effective_directions']:.3g}{spread}", f"{row['margin']:.3g}", accuracy, f"{row['outliers']}{stable}", f"{row['lambda_1']:.3g}",
+    return [row["minimum"], f"{row['effective_directions']:.3g}{spread}", "none met" if math.isnan(row["margin"]) else f"{row['margin']:.3g}", accuracy, f"{row['outliers']}{stable}", f"{row['lambda_1']:.3g}",
             f"{row['trace']:.3g} ± {row['trace_standard_error']:.1g}", active, f"{row['train_loss']:.2g}"]
 
 @patch

@@ -549,14 +549,14 @@ def refine(self: EigenPairs,
     "The same pairs computed anew with `op`, starting from the sum of these vectors: one chain that already lies where it should."
     return top_eigenpairs(op, len(self), which=self.which, **{"tol": self.tol, "start": self.vectors.sum(0), **kwargs})
 
-# %% ../nbs/03_lanczos.ipynb #b535609a
+# %% ../nbs/03_lanczos.ipynb #2657b993
 def eigenpairs_until(
     op: SymmetricOperator,
     enough: Callable[[Tensor, Tensor], bool],  # (values `(k,)`, vectors `(k, P)`) -> stop here?
     *,
     k: int = 16,  # pairs in the first batch
     max_pairs: int | None = None,  # never more than this; None: P
-    max_matvecs: int = 3000,  # budget of products for the search
+    max_matvecs: int = 3000,  # budget of products for the search; certifying takes more
     which: Literal["LA", "SA", "LM", "BE"] = "LM",  # largest magnitude: what is left is near zero
     tol: float = 1e-6,
     growth: float = 1.6,  # of the number of pairs from batch to batch
@@ -580,7 +580,9 @@ def eigenpairs_until(
         while found:  # a copy that had been missed is taken in, and the question asked again
             satisfied = _grow(search, enough, most, growth)
             used, found = search.used, False
-            if satisfied and miss_probability < 1: miss, found = search.look_beyond(search.frontiers(False), miss_probability)
+            if miss_probability < 1:
+                search.max_matvecs = max(search.max_matvecs, used + search.krylov.m + 64)  # the probe has a budget of its own
+                miss, found = search.look_beyond(search.frontiers(False), miss_probability)
         search.assess()
     vectors = search.krylov.combine(search.S[:, search.index])
     return _certify(op, vectors, which, tol, search.scale, used, search.used - used, miss, "converged" if satisfied else "budget")

@@ -239,7 +239,7 @@ class BoundaryDistances:
     n_forward: int  # inputs that were sent forward through the model
     n_backward: int  # inputs that a gradient was taken at (each is among the forward passes too)
 
-# %% ../nbs/08_margin.ipynb #8d02fec9
+# %% ../nbs/08_margin.ipynb #46c96dab
 @own_modes()
 def nearest_boundary(
     objective: Objective,
@@ -261,20 +261,15 @@ def nearest_boundary(
     i, b = _starting_points(paths, X, y, pool, pool_y, starts, n_starts)
     x, labels = X[i[:, 0]], y[i[:, 0]]
     b = _descend(paths, x, labels, b, tol)
-    b = _jump(paths, x, labels, b, _neighbouring_ends(X, i, b), tol)
+    ends = _by_start(paths, X, i, b)[0].roll(1, 1)[i[:, 0], i[:, 1]]  # of the previous search of the same input; the input itself where there was none
+    b = _jump(paths, x, labels, b, ends, tol)
     i, b = _last_starts(paths, X, y, i, b, tol, generator or torch.Generator().manual_seed(0))
     grid, reached = _by_start(paths, X, i, b)
     best, found = grid[torch.arange(len(X), device=X.device), reached.argmin(1)], reached.amin(1).isfinite()
     best[found] = _descend(paths, X[found], y[found], best[found], tol, turns=_FINE_TURNS)
     return _finish(paths, X, y, best, reached, tol)
 
-# %% ../nbs/08_margin.ipynb #ee88216c
-def _neighbouring_ends(X: Tensor, i: Tensor, b: Tensor) -> Tensor:  # `(R, ...)`
-    "For each search the point where the previous search of its input ended; the input itself if there was none: a jump towards it changes nothing."
-    grid = X[:, None].repeat(1, int(i[:, 1].max()) + 1 if len(i) else 1, *[1] * (X.ndim - 1))
-    grid[i[:, 0], i[:, 1]] = b
-    return grid.roll(1, 1)[i[:, 0], i[:, 1]]
-
+# %% ../nbs/08_margin.ipynb #e30e2c56
 def _by_start(paths: _Paths, X: Tensor, i: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     "Boundary points `(n, s, ...)` and distances `(n, s)`, inf where there was no search."
     s = int(i[:, 1].max()) + 1 if len(i) else 1

@@ -61,6 +61,14 @@ def mlp(seed=0, D=3, C=4, hidden=5): return build(lambda: nn.Sequential(nn.Linea
 def blobs(N=40, D=3, C=4, seed=0): return randn(N, D, seed=seed), torch.arange(N) % C
 
 
+class Formula(nn.Module):
+    "Scores `(N, C)` by a function of the inputs; one parameter without effect on the classes."
+    def __init__(self, fn):
+        super().__init__()
+        self.fn, self.scale = fn, nn.Parameter(torch.ones(1, dtype=F64))
+    def forward(self, x): return self.fn(x) * self.scale
+
+
 def prescribed(values, seed=0, dtype=F64):
     "A `MatrixOperator` with these eigenvalues and random eigenvectors."
     n = len(values)
@@ -129,4 +137,4 @@ def rng_draws():
     yield
 
 
-__all__ = ["F64", "HERE", "blobs", "build", "copy", "data_files", "mlp", "prescribed", "quiet", "randn", "seeded", "untouched"]
+__all__ = ["F64", "Formula", "HERE", "blobs", "build", "copy", "data_files", "mlp", "prescribed", "quiet", "randn", "seeded", "untouched"]

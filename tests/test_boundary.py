@@ -7,20 +7,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from conftest import F64, build, data_files, quiet, randn, seeded, untouched
+from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
 from hessnb.boundary import BoundaryCurves, trace_boundary
 from hessnb.objective import Objective
 
 X = randn(60, 2)
 Y = (X[:, 0] > 0).long()
-
-
-class Formula(nn.Module):
-    "Scores `(N, C)` by a function of the inputs; one parameter without effect on the classes."
-    def __init__(self, fn):
-        super().__init__()
-        self.fn, self.scale = fn, nn.Parameter(torch.ones(1, dtype=F64))
-    def forward(self, x): return self.fn(x) * self.scale
 
 
 def of(fn, x=X, y=Y): return Objective(Formula(fn).eval(), (x, y))

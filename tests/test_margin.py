@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import hessnb.margin as margin_module
-from conftest import F64, build, data_files, quiet, randn, seeded, untouched
+from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
 from hessnb.alignment import align
 from hessnb.boundary import trace_boundary
 from hessnb.lanczos import top_eigenpairs
@@ -16,14 +16,6 @@ from hessnb.minima import find_minimum
 from hessnb.objective import Objective
 from hessnb.operator import HessianOperator
 from test_reference import network  # noqa: F401, a fixture
-
-
-class Formula(nn.Module):
-    "Scores `(N, C)` by a function of the inputs."
-    def __init__(self, fn):
-        super().__init__()
-        self.fn, self.scale = fn, nn.Parameter(torch.ones(1, dtype=F64))
-    def forward(self, x): return self.fn(x) * self.scale
 
 
 def of(fn, X): return Objective(Formula(fn).eval(), (X, torch.zeros(len(X), dtype=torch.int64)))

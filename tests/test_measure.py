@@ -1,5 +1,6 @@
 "The measures against dense answers, under changes of precision and of parameters, and on minima of known kinds."
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from torch.testing import assert_close
 
 from conftest import F64, build, quiet, randn, untouched
 from hessnb.alignment import Alignment, align
-from hessnb.compare import compare_minima, examine
+from hessnb.compare import Comparison, _cells, compare_minima, examine
 from hessnb.data import load_data
 from hessnb.lanczos import dense_eigenpairs, eigenpairs_until, top_eigenpairs
 from hessnb.measure import effective_directions, estimate_directions, generalization_measure, gradient_cosines, random_baseline, resolve_measure
@@ -216,3 +217,39 @@ def test_kinds_of_input():
     with pytest.raises(ValueError, match="tol"): examine(model, (X, y), k=5, tol=0)
     with pytest.raises(ValueError, match="threshold"): generalization_measure(examine(model, (X, y), k=5, pairs=5).alignment, threshold=2., n_params=100)
     assert random_baseline(Objective(model, (X, y)), X).min > 0
+
+
+def test_a_budget_that_ends_leaves_certified_pairs():
+    "An examination whose measure is not settled in time still rests on pairs that were probed for missed copies."
+    X, y = clouds(40, 2, 3)
+    objective = Objective(build(lambda: relu_net(2, 20, 20, 3)), (X, y))
+    op = HessianOperator(objective)
+    resolved = resolve_measure(op, X, tol=1e-12, k=10, max_pairs=12)
+    assert not resolved.certified and resolved.pairs.stopped == "budget" and resolved.pairs.miss_probability <= 1e-3 and resolved.pairs.converged.all()
+    e = examine(objective, k=5, tol=1e-12, max_matvecs=60)
+    assert e.pairs.miss_probability <= 1e-3
+    assert_close(e.pairs.values, top_eigenpairs(op, 5).values, rtol=1e-6, atol=1e-9)
+    assert e.most_negative == pytest.approx(top_eigenpairs(op, 1, which="SA").values[0].item(), rel=1e-3)
+
+
+def test_minima_without_a_margin_and_truncated_outliers():
+    X, y = clouds(40, 2, 3)
+    model, constant = build(lambda: relu_net(2, 10, 3)), build(lambda: relu_net(2, 10, 3))
+    with torch.no_grad():
+        constant[-1].weight.zero_()
+        constant[-1].bias.copy_(torch.tensor([9., 0., 0.]))
+    with pytest.warns(UserWarning, match="no margin"): c = compare_minima({"constant": constant, "usual": model}, (X, y), k=3, pairs=6)
+    assert np.isnan(c["constant"].margin.value) and "none met" in repr(c) and "nan" not in repr(c) and "nan" not in c._repr_html_() and "nan" not in repr(c["usual"])
+    even = Comparison({name: replace(e, resolved=c["usual"].resolved) for name, e in c.examinations.items()})  # the same directions: the margin decides
+    assert even.undominated == ["usual"]
+    row = c.rows()[1]
+    assert row["outliers_truncated"] == c["usual"].outliers.truncated
+    assert "or more" in _cells({**row, "outliers_truncated": True})[4] and "or more" not in _cells({**row, "outliers_truncated": False})[4]
+
+
+def test_test_data_in_the_form_of_the_training_data():
+    X, y = clouds(30, 2, 3)
+    rows = lambda X, y: [{"id": torch.arange(len(X)), "x": X, "y": y}]
+    objective = Objective(build(lambda: relu_net(2, 10, 3)), rows(X, y), unpack=lambda batch: (batch["x"], batch["y"]))
+    e = examine(objective, k=3, pairs=5, test=rows(X, y))
+    assert e.test_accuracy == e.train_accuracy
