@@ -10,7 +10,7 @@ import csv
 import html
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,7 +72,7 @@ def examine(
     n_candidates: int = 10,  # examples whose distance to the boundary is searched
     box: tuple[float, float] | None = None,  # range of the inputs, for the margin
     paper: bool = False,  # the paper's margin estimate as well; dear
-    progress: bool = False,
+    progress: bool | Callable[[int, int], bool | None] = False,  # as in `top_eigenpairs`; asked during each of the searches
 ) -> Examination:
     "Eigenpairs, outliers, trace, effective directions, the paper's measure, class structure and margin of one trained network."
     start = time.perf_counter()
@@ -119,7 +119,7 @@ def _subset(pairs: EigenPairs, index: Tensor, which: str) -> EigenPairs:
     "Some of the pairs."
     return replace(pairs, values=pairs.values[index], vectors=pairs.vectors[index.to(pairs.vectors.device)], residuals=pairs.residuals[index], converged=pairs.converged[index], which=which)
 
-def _both_ends(op: HessianOperator, largest: EigenPairs, k: int, progress: bool) -> tuple[EigenPairs, float]:
+def _both_ends(op: HessianOperator, largest: EigenPairs, k: int, progress: bool | Callable) -> tuple[EigenPairs, float]:
     "The `k` largest eigenpairs and the most negative eigenvalue; taken from those of largest magnitude if these hold them."
     positive, complete = (largest.values > 0).nonzero()[:, 0], bool(largest.converged.all())
     if complete and len(positive) >= k: top = _subset(largest, positive[:k], "LA")

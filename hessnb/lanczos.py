@@ -192,7 +192,7 @@ class EigenPairs:
     which: str  # "LA", "SA", "LM" or "BE"
     tol: float  # relative tolerance asked for
     miss_probability: float  # bound on the probability that a copy of a returned eigenvalue was missed; 0 for a dense solve
-    stopped: Literal["converged", "precision", "budget"]  # what ended the iteration
+    stopped: Literal["converged", "precision", "budget", "halted"]  # what ended the iteration; halted: `progress` asked for it
 
     def __len__(self) -> int: return len(self.values)
 
@@ -235,9 +235,10 @@ def criterion(
 # %% ../nbs/03_lanczos.ipynb #c84a9af7
 class _Search:
     "The state of one call of `top_eigenpairs`."
-    def __init__(self, op, k, which, tol, max_matvecs, capacity, generator, bar):
+    def __init__(self, op, k, which, tol, max_matvecs, capacity, generator, bar, progress):
         self.op, self.k, self.which, self.tol, self.max_matvecs, self.bar = op, k, which, tol, max_matvecs, bar
-        self.generator, self.krylov, self.used = generator, Krylov(op, capacity), 0
+        self.generator, self.krylov, self.used, self.n_done = generator, Krylov(op, capacity), 0, 0
+        self.watch, self.halted = progress if callable(progress) else None, False
         self.least = 0  # products before anything may count as converged
 
     def random(self) -> Tensor:
@@ -245,10 +246,12 @@ class _Search:
         v = torch.randn(self.op.shape[0], generator=self.generator, device=self.generator.device, dtype=torch.float64)
         return v.to(self.op.device, self.op.dtype)
 
-    def count(self) -> None:
-        "One more product."
+    def count(self) -> bool:
+        "One more product; true if the caller wants no more."
         self.used += 1
         self.bar.update(1)
+        if self.watch is not None and self.watch(self.used, self.n_done): self.halted, self.max_matvecs = True, self.used
+        return self.halted
 
     @property
     def spent(self) -> bool: return self.used >= self.max_matvecs
@@ -263,8 +266,15 @@ def assess(self: _Search) -> bool:
     eps = self.krylov.eps
     goal = criterion(self.theta, self.scale, self.tol, eps).clamp_min(eps * self.scale)  # rounding allows no less
     self.open = self.estimates > goal
-    self.bar.set_postfix_str(f"{len(self.theta) - int(self.open.sum())}/{self.k} pairs", refresh=False)
+    self.n_done = len(self.theta) - int(self.open.sum())
+    self.bar.set_postfix_str(f"{self.n_done}/{self.k} pairs", refresh=False)
     return len(self.theta) == self.k and not self.open.any().item()
+
+@patch
+def settle(self: _Search) -> None:
+    "Want only the leading pairs that are done, or one."
+    self.k = max(1, int((self.open.long().cumsum(0) == 0).sum()))
+    self.assess()
 
 @patch
 def shrink(self: _Search, neighbours: float = .5) -> None:
@@ -335,6 +345,7 @@ def probe(self: Krylov,
     sign: int,  # +1: look above sigma, -1: below
     goal: float,  # stop when the bound on the probability of a miss is below this
     max_steps: int,  # most products
+    count: Callable[[], bool] = lambda: False,  # called after each product; true ends the probe
 ) -> tuple[float, bool, int]:
     "Bound on the probability that eigenvalues beyond sigma were missed, whether the chain found one, and the products used."
     n, m, P, B = self.unexplored, self.m, self.pending, self.coupling
@@ -361,7 +372,7 @@ def probe(self: Krylov,
         else:
             log_beta += math.log(beta)
             miss = math.exp(log_miss_probability(theta, log_beta, sigma, sign, n))
-        if miss <= goal: break
+        if count() or miss <= goal: break
     self._absorb(m, torch.stack(A), E, z / beta if beta else None, beta)
     return miss, found, len(A)
 
@@ -400,8 +411,7 @@ def look_beyond(self: _Search, frontiers: list[tuple[float, int]], goal: float) 
         if not whole and krylov.room < min(krylov.unexplored, 32): self.shrink(neighbours=0. if krylov.capacity < self.k + 64 else .5)
         steps = min(max(64, krylov.m), krylov.unexplored, self.max_matvecs - self.used, krylov.unexplored if whole else krylov.room - 1)
         if steps < 1: return 1., False
-        miss, found, used = krylov.probe(self.random(), sigma, sign, goal / len(frontiers), steps)
-        for _ in range(used): self.count()
+        miss, found, _ = krylov.probe(self.random(), sigma, sign, goal / len(frontiers), steps, self.count)
         if found: return 1., True
         total += miss
     return min(1., total), False
@@ -437,7 +447,7 @@ def top_eigenpairs(
     miss_probability: float = 1e-3,  # goal for the bound on missed copies; 1 skips the probe
     basis_bytes: int = 4 * 2**30,  # memory for the basis; beyond it the search restarts
     generator: torch.Generator | None = None,  # random start and probes; None: seed 0
-    progress: bool = False,  # show a bar of products
+    progress: bool | Callable[[int, int], bool | None] = False,  # show a bar, or a function called with (products, pairs found) after each product; if it returns true the search ends
 ) -> EigenPairs:
     "The `k` wanted eigenpairs of `op`, with true residuals; pairs that did not converge are flagged, with a warning."
     _check_operator(op)
@@ -453,12 +463,13 @@ def top_eigenpairs(
     generator = generator or torch.Generator().manual_seed(0)
     budget = max(5000, 20 * k) if max_matvecs is None else max_matvecs
     if budget < k: raise ValueError(f"max_matvecs={budget} cannot give k={k} pairs: at least one product each")
-    with tqdm(disable=not progress, unit=" products") as bar:
-        search = _Search(op, k, which, tol, budget, capacity, generator, bar)
+    with tqdm(disable=progress is not True, unit=" products") as bar:
+        search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
         search.least = 0 if start is not None else min(capacity - 1, k + 8)  # a first step can look converged by chance
         found, miss, n_matvecs = search.run(start, miss_probability)
+    if search.halted and not found: search.settle()
     vectors = search.krylov.combine(search.S[:, search.index])
-    pairs = _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "budget")
+    pairs = _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget")
     if found and miss > miss_probability:
         warnings.warn(f"completeness is not certified: miss_probability={miss:.1g} against the goal {miss_probability:g}, so copies of an eigenvalue may be missing; "
                       "raise basis_bytes or max_matvecs", stacklevel=2)
@@ -512,6 +523,7 @@ def _warn(pairs: EigenPairs, dtype: torch.dtype, stacklevel: int = 4) -> None:
     bad = (~pairs.converged).nonzero().flatten().tolist()
     reached = pairs.relative_residuals[bad].max().item()
     why = f"max_matvecs ran out after {pairs.n_matvecs} products: raise it, or pass start=pairs.vectors"
+    if pairs.stopped == "halted": why = f"the search was stopped after {pairs.n_matvecs} products: go on with start=pairs.vectors"
     if pairs.stopped == "precision":
         why = f"this is the rounding floor of {dtype}" + ("; refine in double precision: pairs.refine(float64_operator)" if dtype == torch.float32 else "")
     warnings.warn(f"{len(bad)} of {len(pairs)} eigenpairs are above tol={pairs.tol:g} (indices {bad[:8]}, relative residual up to {reached:.1e}): {why}", stacklevel=stacklevel)
@@ -563,15 +575,15 @@ def eigenpairs_until(
     miss_probability: float = 1e-3,  # goal for the bound on missed copies; 1 skips the probe
     basis_bytes: int = 4 * 2**30,
     generator: torch.Generator | None = None,  # None: seed 0
-    progress: bool = False,
+    progress: bool | Callable[[int, int], bool | None] = False,  # as in `top_eigenpairs`
 ) -> EigenPairs:
     "Leading eigenpairs of `op`, as many as `enough` asks for; `stopped='budget'` if it was not satisfied."
     _check_operator(op)
     n = op.shape[0]
     k, most, row_bytes = _check_request(n, min(k, n), which, tol), min(n, max_pairs or n), n * torch.empty((), dtype=op.dtype).element_size()
     generator, capacity = generator or torch.Generator().manual_seed(0), min(n, basis_bytes // row_bytes)
-    with tqdm(disable=not progress, unit=" products") as bar:
-        search = _Search(op, min(k, most), which, tol, max_matvecs, capacity, generator, bar)
+    with tqdm(disable=progress is not True, unit=" products") as bar:
+        search = _Search(op, min(k, most), which, tol, max_matvecs, capacity, generator, bar, progress)
         search.least = min(capacity - 1, search.k + 8)
         search.krylov.add(search.random())
         search.krylov.expand(0)
@@ -580,20 +592,19 @@ def eigenpairs_until(
         while found:  # a copy that had been missed is taken in, and the question asked again
             satisfied = _grow(search, enough, most, growth)
             used, found = search.used, False
-            if miss_probability < 1:
+            if miss_probability < 1 and not search.halted:
                 search.max_matvecs = max(search.max_matvecs, used + search.krylov.m + 64)  # the probe has a budget of its own
                 miss, found = search.look_beyond(search.frontiers(False), miss_probability)
         search.assess()
     vectors = search.krylov.combine(search.S[:, search.index])
-    return _certify(op, vectors, which, tol, search.scale, used, search.used - used, miss, "converged" if satisfied else "budget")
+    return _certify(op, vectors, which, tol, search.scale, used, search.used - used, miss, "converged" if satisfied else "halted" if search.halted else "budget")
 
 # %% ../nbs/03_lanczos.ipynb #c43aafab
 def _grow(search: _Search, enough: Callable[[Tensor, Tensor], bool], most: int, growth: float) -> bool:
     "Ask for more and more pairs; true if `enough` was satisfied. On a budget that ends, keep the leading pairs that are done."
     while True:
         done = search.converge()
-        if not done: search.k = max(1, int((search.open.long().cumsum(0) == 0).sum()))
-        search.assess()
+        search.assess() if done else search.settle()
         if enough(search.theta, search.krylov.combine(search.S[:, search.index])): return True
         if not done or search.k >= most: return False
         search.k = min(most, math.ceil(growth * search.k))

@@ -9,6 +9,7 @@ __all__ = ['GeneralizationMeasure', 'generalization_measure', 'Baseline', 'rando
 
 # %% ../nbs/07_measure.ipynb #95c304e8
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -219,7 +220,7 @@ def resolve_measure(
     max_matvecs: int = 1500,  # budget of products
     pairs_tol: float = 1e-6,  # of the eigenpairs
     cosine_bytes: int = 2**31,  # all unit gradients are compared if the work fits this many bytes, in one chunk
-    progress: bool = False,
+    progress: bool | Callable[[int, int], bool | None] = False,  # as in `top_eigenpairs`
 ) -> ResolvedMeasure:
     "Eigenpairs until the measure is certified to `tol` or the budget ends."
     if not tol > 0: raise ValueError(f"tol must be positive, got {tol}")

@@ -437,7 +437,9 @@ def value(self: Objective,
     theta: Tensor | None = None,  # `(P,)`; None: the parameters of the model
 ) -> float:
     "The mean loss at `theta`."
-    return self._value if theta is None else self._pass_over_data(self.named(theta))[0]
+    if theta is not None: return self._pass_over_data(self.named(theta))[0]
+    if self._value is None: self._value = self._pass_over_data()[0]
+    return self._value
 
 @patch
 def named(self: Objective, v: Tensor) -> dict[str, Tensor]:
@@ -509,6 +511,17 @@ def to(self: Objective, dtype: torch.dtype) -> Objective:
         other.params = {n: p.to(dtype, copy=True) for n, p in self._state.items()}
         other._fixed = {n: other._place(t) for n, t in self._frozen.items()}
         other._audit()
+    return other
+
+@patch
+@own_modes()
+def at(self: Objective,
+    theta: Tensor,  # `(P,)`
+) -> Objective:
+    "The same objective at other parameters, without a second look at the data; the model is not changed."
+    other = copy.copy(self)
+    other.params = other._state = {n: p.detach().clone() for n, p in self.named(theta).items()}
+    other._value = None
     return other
 
 # %% ../nbs/01_objective.ipynb #06b48014

@@ -11,7 +11,7 @@ from scipy.sparse.linalg import eigsh
 from torch.testing import assert_close
 
 from conftest import F64, prescribed, quiet, randn, seeded, untouched
-from hessnb.lanczos import EigenPairs, Krylov, criterion, dense_eigenpairs, log_miss_probability, top_eigenpairs, tridiagonalize, wanted
+from hessnb.lanczos import EigenPairs, Krylov, criterion, dense_eigenpairs, eigenpairs_until, log_miss_probability, top_eigenpairs, tridiagonalize, wanted
 from hessnb.operator import MatrixOperator, Operator
 
 WHICH = ["LA", "SA", "LM", "BE"]
@@ -412,3 +412,36 @@ def test_on_a_gpu():
     pairs = top_eigenpairs(op, 6, tol=1e-9, generator=torch.Generator("cuda").manual_seed(0))
     assert pairs.vectors.is_cuda and pairs.values.device.type == "cpu"
     check(MatrixOperator(op.A.cpu()), values, EigenPairs(**{**vars(pairs), "vectors": pairs.vectors.cpu()}), 6, "LA")
+
+
+class TestHalted:
+    "A search that the caller ends by `progress`."
+    VALUES = [9., 7., 7., 5., 3.] + [.01 * i for i in range(195)]
+
+    def test_what_was_found_is_certified(self):
+        op = prescribed(self.VALUES)
+        pairs = top_eigenpairs(op, 5, progress=lambda products, found: found >= 2)
+        assert pairs.stopped == "halted" and 2 <= len(pairs) < 5 and pairs.converged.all() and pairs.miss_probability == 1
+        assert (pairs.residuals <= 1e-6 * pairs.values).all()
+
+    def test_nothing_found(self):
+        with pytest.warns(UserWarning, match="was stopped after 1 products"): pairs = top_eigenpairs(prescribed(self.VALUES), 5, progress=lambda products, found: True)
+        assert len(pairs) == 1 and pairs.stopped == "halted" and not pairs.converged.any() and pairs.n_matvecs == 1
+
+    def test_during_the_probe(self):
+        op = prescribed(self.VALUES)
+        with quiet(): whole = top_eigenpairs(op, 5)
+        last = whole.n_matvecs + 2
+        with pytest.warns(UserWarning, match="completeness is not certified"): pairs = top_eigenpairs(op, 5, progress=lambda products, found: products >= last)
+        assert len(pairs) == 5 and pairs.converged.all() and pairs.miss_probability > 1e-3 and pairs.n_matvecs + pairs.n_certify == last + 5
+
+    def test_watching_changes_nothing(self):
+        op, seen = prescribed(self.VALUES), []
+        pairs = top_eigenpairs(op, 5, progress=lambda products, found: seen.append((products, found)))
+        assert torch.equal(pairs.values, top_eigenpairs(op, 5).values) and pairs.stopped == "converged"
+        assert [p for p, _ in seen] == list(range(1, pairs.n_matvecs + pairs.n_certify - 4)) and seen[-1][1] == 5
+
+    def test_as_many_as_it_takes(self):
+        pairs = eigenpairs_until(prescribed(self.VALUES), lambda values, V: False, k=3, progress=lambda products, found: products >= 40)
+        assert pairs.stopped == "halted" and pairs.n_matvecs == 40 and pairs.converged.all() and pairs.miss_probability == 1
+        with pytest.raises(KeyboardInterrupt): eigenpairs_until(prescribed(self.VALUES), lambda values, V: False, progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
