@@ -9,7 +9,7 @@ __all__ = ['CLASS_COLORS', 'plot_spectrum', 'plot_density', 'plot_classes', 'plo
 # %% ../nbs/09_plots.ipynb #59e6fff5
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,17 +32,20 @@ def plot_spectrum(
     pairs: EigenPairs,
     outliers: Outliers | None = None,  # marks the outliers and the edge of the bulk
     ax: Axes | None = None,
+    *,
+    scale: Literal["log", "linear"] = "log",  # log: negative eigenvalues are drawn by magnitude
 ) -> Axes:
-    "Eigenvalues against their index on a logarithmic axis (negative ones by magnitude, as crosses), with residuals as error bars."
+    "Eigenvalues against their index (negative ones as crosses), with residuals as error bars."
     ax = _axes(ax)
     values, index = pairs.values.numpy(), np.arange(1, len(pairs) + 1)
+    height = abs(values) if scale == "log" else values
     out = values > outliers.threshold if outliers is not None and outliers.count else np.zeros(len(values), bool)
     for chosen, style in [(out, dict(fmt="o", color="#D55E00", label="outliers")),
                           (~out & (values > 0), dict(fmt="o", color="#0072B2", mfc="none", label="computed eigenvalues")),
-                          (values < 0, dict(fmt="x", color="#0072B2", label="negative, |value|"))]:
-        if chosen.any(): ax.errorbar(index[chosen], abs(values[chosen]), yerr=pairs.residuals.numpy()[chosen], capsize=2, ms=5, **style)
+                          (values < 0, dict(fmt="x", color="#0072B2", label="negative, |value|" if scale == "log" else "negative"))]:
+        if chosen.any(): ax.errorbar(index[chosen], height[chosen], yerr=pairs.residuals.numpy()[chosen], capsize=2, ms=5, **style)
     if outliers is not None: _draw_edge(ax, outliers)
-    ax.set(yscale="log", xlabel="index", ylabel="eigenvalue (loss / parameter²)", title="Top of the Hessian's spectrum")
+    ax.set(yscale=scale, xlabel="index", ylabel="eigenvalue (loss / parameter²)", title="Top of the Hessian's spectrum")
     ax.legend(frameon=False, fontsize=8)
     return ax
 
