@@ -23,7 +23,7 @@ test-all: $(READY)  ## everything
 	$(BIN)/python -m pytest -q tests --runslow
 
 lab: $(READY)  ## open the workbook
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/00_start.ipynb
 
 docs: $(READY)  ## the documentation site, in _docs; needs no network
 	$(BIN)/python .ci/docs/build.py

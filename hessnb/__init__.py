@@ -23,6 +23,8 @@ _HOME = {
     "probe": ("boundary_points", "plane_through", "scan_path", "boundary_map", "eigenvector_table", "layer_mass", "displace", "curvature_lengths",
               "BoundaryPoints", "Plane", "PathScan", "BoundaryMap", "EigenvectorTable", "LayerMass"),
     "compare": ("examine", "compare_minima", "Examination", "Comparison"),
+    "widgets": ("EigenvectorSliders", "SpectrumExplorer", "BoundaryExplorer", "MinimaComparer"),
+    "workbook": ("Workbook",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)

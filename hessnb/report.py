@@ -34,6 +34,7 @@ from .boundary import PlaneScan, scan_plane
 from .compare import Comparison, Examination, examine
 from .data import DATA_NAMES, ClassificationData, load_data
 from .density import SpectralDensity, spectral_density
+from .lab import open_lab
 from .lanczos import EigenPairs
 from .minima import Minimum, find_minimum
 from .objective import Objective
@@ -392,21 +393,26 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=["float64", "float32"], default="float64", help="precision of everything after training")
     p.add_argument("--force", action="store_true", help="replace a report that is already in the folder")
     p.add_argument("--quiet", action="store_true", help="no progress, only the path")
+    p = sub.add_parser("lab", help="copy the tutorials to a folder and open them in JupyterLab", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("folder", nargs="?", default="hessnb_tutorials", help="where the tutorials go; made if absent, files of your own are kept")
+    p.add_argument("--force", action="store_true", help="replace files that are there and differ")
+    p.add_argument("--copy-only", action="store_true", help="do not start JupyterLab")
     return parser
+
+def _report_command(args: argparse.Namespace) -> int:
+    if len(set(args.minima)) < len(args.minima): _parser().error("--minima names a kind twice")
+    print(report(args.dataset, minima=args.minima, k=args.k, out=args.out, seed=args.seed, dtype=getattr(torch, args.dtype), force=args.force, progress=not args.quiet).resolve())
+    return 0
 
 def main(argv: Sequence[str] | None = None) -> int:  # exit status
     "The `hessnb` command."
     args = _parser().parse_args(argv)
-    if len(set(args.minima)) < len(args.minima): _parser().error("--minima names a kind twice")
-    try:
-        page = report(args.dataset, minima=args.minima, k=args.k, out=args.out, seed=args.seed, dtype=getattr(torch, args.dtype), force=args.force, progress=not args.quiet)
+    try: return open_lab(args.folder, force=args.force, copy_only=args.copy_only) if args.command == "lab" else _report_command(args)
     except KeyboardInterrupt:
-        print("interrupted: no report was written", file=sys.stderr)
+        print("interrupted" + (": no report was written" if args.command == "report" else ""), file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        print(f"hessnb report: {error}", file=sys.stderr)
+        print(f"hessnb {args.command}: {error}", file=sys.stderr)
         return 2
-    print(page.resolve())
-    return 0
 
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # python -m hessnb.report; not in the notebook

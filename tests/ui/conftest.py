@@ -1,0 +1,163 @@
+"JupyterLab in a real browser: a server of its own for the session, notebooks that a test writes and runs, pictures compared by their pixels."
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def pytest_collection_modifyitems(config, items):
+    here = Path(__file__).parent
+    missing = "no Chromium on this machine (Debian: apt-get install chromium)" if CHROMIUM is None else None
+    try: import playwright  # noqa: F401
+    except ImportError: missing = "playwright is not installed (pip install playwright)"
+    for item in items:
+        if here in Path(item.fspath).parents and missing: item.add_marker(pytest.mark.skip(reason=missing))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    "(address, folder) of a running JupyterLab that touches nothing of the user's."
+    home = tmp_path_factory.mktemp("lab")
+    folders = {name: home / name.lower() for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+    for folder in folders.values(): folder.mkdir()
+    quiet = folders["JUPYTERLAB_SETTINGS_DIR"] / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text('{"fetchNews":"false","checkForUpdates":false}')
+    notebooks = home / "notebooks"
+    notebooks.mkdir()
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    args = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--ServerApp.allow_root=True",
+            "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={notebooks}"]
+    env = {**os.environ, **{name: str(folder) for name, folder in folders.items()}, "OMP_NUM_THREADS": "2"}
+    with open(home / "log", "w") as log: process = subprocess.Popen(args, env=env, stdout=log, stderr=log, cwd=notebooks)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            if process.poll() is not None: raise RuntimeError((home / "log").read_text()[-3000:])
+            try: urllib.request.urlopen(f"{address}/api", timeout=2).read()
+            except OSError: time.sleep(.25)
+            else: break
+        else: raise RuntimeError("JupyterLab did not answer within a minute")
+        yield address, notebooks
+    finally:
+        process.terminate()
+        try: process.wait(15)
+        except subprocess.TimeoutExpired: process.kill()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+class Lab:
+    "One notebook in one page."
+    def __init__(self, page, address, folder):
+        self.page, self.address, self.folder = page, address, folder
+
+    def run(self, name, *sources, timeout=120):
+        "Write a notebook of these cells, open it and run all of them."
+        path = self.folder / f"{name}.ipynb"
+        kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources], metadata={"kernelspec": kernel}), path)
+        self.open(path.name)
+        self.run_all(timeout)
+
+    def open(self, path):
+        "Open a notebook, and wait until its kernel answers."
+        self.page.goto(f"{self.address}/doc/tree/{path}")
+        self.page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context", timeout=60_000)
+        self.page.evaluate("""async () => {
+            const context = window.jupyterapp.shell.currentWidget.context;
+            await context.ready;
+            await context.sessionContext.ready;
+            await context.sessionContext.session.kernel.info;
+        }""")
+
+    def run_all(self, timeout=120):
+        self.page.set_default_timeout(1000 * timeout)
+        done = self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        self.page.set_default_timeout(20_000)
+        assert done, self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
+
+    def execute(self, code):
+        "Run code in the notebook's kernel, and return what it printed."
+        return self.page.evaluate("""async (code) => {
+            const kernel = window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel;
+            const future = kernel.requestExecute({ code, store_history: false });
+            let text = "";
+            future.onIOPub = (m) => {
+                if (m.header.msg_type === "stream") text += m.content.text;
+                if (m.header.msg_type === "error") text += m.content.ename + ": " + m.content.evalue;
+            };
+            await future.done;
+            return text;
+        }""", code).strip()
+
+    def widget(self, name): return self.page.locator(f".hessnb-{name}").first
+
+    def image(self, name, index=0): return self.widget(name).locator("img.hessnb-image").nth(index)
+
+    def pixels(self, name, index=0):
+        "The picture as the page shows it, `(H, W, 3)`."
+        image = self.image(name, index)
+        image.scroll_into_view_if_needed()
+        return np.asarray(Image.open(io.BytesIO(image.screenshot())).convert("RGB")).astype(int)
+
+    def until_changed(self, name, before, index=0, share=.01, seconds=10):
+        "The picture once more than `share` of its pixels differ from `before`."
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            now = self.pixels(name, index)
+            if now.shape == before.shape and (abs(now - before).max(2) > 8).mean() > share: return now
+            time.sleep(.05)
+        raise AssertionError(f"the picture of {name} did not change within {seconds} s")
+
+    def readout(self, name): return self.widget(name).locator(".hessnb-readout").first.inner_text()
+
+    def error(self, name): return self.widget(name).locator(".hessnb-error").first.inner_text()
+
+    def until(self, condition, seconds=10, what="condition"):
+        "Wait until `condition()` is true, and return what it gave."
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            found = condition()
+            if found: return found
+            time.sleep(.05)
+        raise AssertionError(f"{what} not met within {seconds} s")
+
+    def handle(self, name, index=0): return self.widget(name).locator(".noUi-handle").nth(index)
+
+    def screenshot(self, name):
+        "A picture of the page, kept where HESSNB_SCREENSHOTS says."
+        folder = os.environ.get("HESSNB_SCREENSHOTS")
+        if folder: self.page.screenshot(path=f"{folder}/{name}.png")
+
+
+@pytest.fixture(scope="module")
+def lab(server, browser):
+    address, folder = server
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(20_000)
+    page.on("dialog", lambda dialog: dialog.accept())
+    yield Lab(page, address, folder)
+    page.close()

@@ -1,0 +1,86 @@
+"How long from a key press to the painted picture, and from the end of a drag to rest. For a quiet machine, so marked slow."
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+
+from hessnb.lab import START, copy_tutorials
+from test_widgets import SETUP
+from timing import timings
+
+pytestmark = pytest.mark.slow
+RESULTS = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def written():
+    yield
+    path = os.environ.get("HESSNB_LATENCY")
+    if path: open(path, "w").write(json.dumps(RESULTS, indent=1))
+
+
+def record(name, times):
+    RESULTS[name] = {"median_ms": round(float(np.median(times)), 1), "p95_ms": round(float(np.percentile(times, 95)), 1), "n": len(times)}
+    print(name, RESULTS[name])
+    return RESULTS[name]
+
+
+def drag(lab, name):
+    "Drag the first slider for a second; milliseconds from the release to the last picture."
+    lab.page.evaluate("""(selector) => {
+        window.hessnbLast = 0;
+        document.querySelector(selector).addEventListener("load", () => requestAnimationFrame(() => { window.hessnbLast = performance.now(); }));
+        document.addEventListener("pointerup", () => { window.hessnbUp = performance.now(); }, true);
+        document.addEventListener("mouseup", () => { window.hessnbUp = performance.now(); }, true);
+    }""", f".hessnb-{name} img.hessnb-image")
+    box = lab.handle(name).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    lab.page.mouse.move(x, y)
+    lab.page.mouse.down()
+    for i in range(60):
+        lab.page.mouse.move(x + 1.2 * i, y)
+        time.sleep(.016)
+    lab.page.mouse.up()
+    time.sleep(2)
+    return lab.page.evaluate("Math.max(0, window.hessnbLast - window.hessnbUp)")
+
+
+def test_gaussian_mixture(lab):
+    lab.run("latency", SETUP, "sliders = EigenvectorSliders(objective, pairs, n=150)\nsliders")
+    lab.image("sliders").wait_for()
+    lab.handle("sliders").focus()
+    found = record("Gaussian mixture, 150 x 150", timings(lab, "sliders", lambda: lab.page.keyboard.press("ArrowRight"), 40))
+    lag = record("lag after a drag", [drag(lab, "sliders") for _ in range(5)])
+    assert found["median_ms"] <= 100 and found["p95_ms"] <= 200
+    assert lag["median_ms"] <= 200
+
+
+def test_digits(lab):
+    lab.run("digits", """
+import warnings
+from hessnb import HessianOperator, Objective, top_eigenpairs
+from hessnb.data import load_data
+from hessnb.minima import find_minimum
+from hessnb.widgets import EigenvectorSliders
+warnings.simplefilter("ignore")
+data = load_data("mnist017")
+model = find_minimum("normal", data).model
+objective = Objective(model, (data.X_train, data.y_train))
+pairs = top_eigenpairs(HessianOperator(objective), 3, tol=1e-2)""", "sliders = EigenvectorSliders(objective, pairs)\nprint(len(sliders.grid.u), 'points along each axis')\nsliders")
+    lab.image("sliders").wait_for()
+    lab.handle("sliders").focus()
+    found = record("digits, CNN, plane through three images", timings(lab, "sliders", lambda: lab.page.keyboard.press("ArrowRight"), 20, settle=.4))
+    assert found["median_ms"] <= 400
+
+
+def test_start_page(lab):
+    copy_tutorials(lab.folder / "timed")
+    lab.open(f"timed/{START}")
+    start = time.monotonic()
+    lab.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    lab.image("sliders").wait_for()
+    seconds = time.monotonic() - start
+    record("start page, from run all to the slider", [1000 * seconds])
+    assert seconds < 20

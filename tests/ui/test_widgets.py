@@ -1,0 +1,224 @@
+"Every explorer in JupyterLab: keys, drags and clicks change the picture, and the read-out says what a separate computation says."
+import json
+import re
+import time
+
+import pytest
+
+SETUP = """
+import torch, warnings
+from hessnb import HessianOperator, Objective, top_eigenpairs, compare_minima
+from hessnb.data import load_data
+from hessnb.minima import find_minimum
+from hessnb.widgets import *
+warnings.simplefilter("ignore")
+data = load_data("gauss")
+model = find_minimum("normal", data).model
+objective = Objective(model, (data.X_train, data.y_train))
+pairs = top_eigenpairs(HessianOperator(objective), 6, tol=1e-3)
+state = {name: p.clone() for name, p in model.state_dict().items()}
+"""
+
+
+@pytest.fixture(scope="module")
+def sliders(lab):
+    lab.run("sliders", SETUP, "sliders = EigenvectorSliders(objective, pairs, n=150, class_names=data.class_names)\nsliders", """
+class Broken(EigenvectorSliders):
+    def refresh(self):
+        super().refresh()
+        if any(self.amounts): raise RuntimeError("deliberately broken")
+broken = Broken(objective, pairs, k=1, n=30)
+broken.add_class("hessnb-broken")
+broken""")
+    lab.image("sliders").wait_for()
+    return lab
+
+
+def amounts(lab): return json.loads(lab.execute("import json; print(json.dumps(sliders.amounts))"))
+
+
+def loss_of(lab): return float(lab.execute("print(torch.nn.functional.cross_entropy(sliders.displaced()(data.X_train), data.y_train).item())"))
+
+
+class TestEigenvectorSliders:
+    def test_a_key_moves_the_boundary(self, sliders):
+        before = sliders.pixels("sliders")
+        sliders.handle("sliders").focus()
+        for _ in range(10): sliders.page.keyboard.press("ArrowRight")
+        sliders.until(lambda: amounts(sliders)[0] == pytest.approx(.5), what="ten steps to the right")
+        sliders.until_changed("sliders", before)
+        loss = loss_of(sliders)
+        sliders.until(lambda: f"{loss:.4g}" in sliders.readout("sliders"), what=f"loss {loss:.4g} in the read-out")
+        sliders.screenshot("sliders_1300")
+
+    def test_a_drag_moves_it_on(self, sliders):
+        before, handle = sliders.pixels("sliders"), sliders.handle("sliders", 1).bounding_box()
+        x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+        sliders.page.mouse.move(x, y)
+        sliders.page.mouse.down()
+        for i in range(20): sliders.page.mouse.move(x + 3 * i, y)
+        sliders.page.mouse.up()
+        sliders.until_changed("sliders", before)
+        sliders.until(lambda: amounts(sliders)[1] > .5, what="the second slider moved")
+        time.sleep(.3)
+        loss = loss_of(sliders)
+        assert f"{loss:.4g}" in sliders.readout("sliders")
+
+    def test_reset_by_click(self, sliders):
+        before = sliders.pixels("sliders")
+        sliders.widget("sliders").get_by_role("button", name="Reset").click()
+        sliders.until(lambda: amounts(sliders) == [0.] * 5, what="sliders at zero")
+        now = sliders.until_changed("sliders", before)
+        sliders.execute("sliders.amounts = (1., 0, 0, 0, 0)")
+        sliders.until_changed("sliders", now)
+        sliders.execute("sliders.state = {'amounts': (0.,) * 5}")
+
+    def test_play_sweeps(self, sliders):
+        before = sliders.pixels("sliders")
+        play = sliders.widget("sliders").locator(".widget-play button, .jupyter-widgets.widget-play button").first
+        play.click()
+        sliders.until_changed("sliders", before)
+        sliders.widget("sliders").locator(".widget-play button").first.click()
+        sliders.widget("sliders").get_by_role("button", name="Reset").click()
+
+    def test_a_broken_callback_is_seen(self, sliders):
+        assert sliders.error("broken") == ""
+        sliders.handle("broken").scroll_into_view_if_needed()
+        sliders.handle("broken").focus()
+        sliders.page.keyboard.press("ArrowRight")
+        sliders.until(lambda: "RuntimeError: deliberately broken" in sliders.error("broken"), what="the error in the widget")
+        sliders.screenshot("broken_1300")
+
+    def test_the_model_is_where_it_was(self, sliders):
+        assert sliders.execute("print(all(torch.equal(p, model.state_dict()[name]) for name, p in state.items()))") == "True"
+
+
+@pytest.fixture(scope="module")
+def explorers(lab):
+    lab.run("explorers", SETUP, "spectrum = SpectrumExplorer(objective, pairs, class_names=data.class_names)\nspectrum",
+            "boundary = BoundaryExplorer(objective, pairs, class_names=data.class_names)\nboundary", """
+minima = {f"seed {s}": find_minimum("normal", data, seed=s).model for s in (0, 1)}
+comparer = MinimaComparer(compare_minima(minima, (data.X_train, data.y_train), k=5, pairs=10), class_names=data.class_names)
+comparer""")
+    lab.image("minima", 1).wait_for()
+    return lab
+
+
+def click(lab, name, x, y, index=0):
+    "Click at shares of the picture's width and height."
+    lab.image(name, index).scroll_into_view_if_needed()
+    box = lab.image(name, index).bounding_box()
+    lab.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+class TestSpectrumExplorer:
+    def test_a_click_chooses_an_eigenvalue(self, explorers):
+        spectrum, detail = explorers.pixels("spectrum"), explorers.pixels("spectrum", 1)
+        x, y = json.loads(explorers.execute("import json; print(json.dumps(spectrum.canvases['log'].place(3, pairs.values[2].item())))"))
+        click(explorers, "spectrum", x, y)
+        explorers.until_changed("spectrum", spectrum, share=.001)
+        explorers.until_changed("spectrum", detail, 1)
+        value = explorers.execute("print(f'{pairs.values[2]:.4g}')")
+        explorers.until(lambda: "v3 of 6" in explorers.readout("spectrum") and value in explorers.readout("spectrum"), what=f"v3 and {value} in the read-out")
+        explorers.screenshot("spectrum_1300")
+
+    def test_arrow_keys(self, explorers):
+        detail = explorers.pixels("spectrum", 1)
+        explorers.image("spectrum").focus()
+        explorers.page.keyboard.press("ArrowRight")
+        explorers.until(lambda: "v4 of 6" in explorers.readout("spectrum"), what="v4 in the read-out")
+        explorers.until_changed("spectrum", detail, 1)
+        explorers.handle("spectrum").focus()
+        explorers.page.keyboard.press("ArrowLeft")
+        explorers.until(lambda: "v3 of 6" in explorers.readout("spectrum"), what="v3 in the read-out")
+
+    def test_scale(self, explorers):
+        before = explorers.pixels("spectrum")
+        explorers.widget("spectrum").get_by_role("button", name="linear").click()
+        explorers.until_changed("spectrum", before)
+        assert explorers.error("spectrum") == ""
+
+
+class TestBoundaryExplorer:
+    def test_a_click_says_what_lies_there(self, explorers):
+        before = explorers.pixels("boundary")
+        x, y = json.loads(explorers.execute("print(json.dumps(boundary._canvas.place(-2., 1.)))"))
+        click(explorers, "boundary", x, y)
+        explorers.until(lambda: "nearest example" in explorers.readout("boundary"), what="the point in the read-out")
+        explorers.until_changed("boundary", before, share=.0005)
+        u, v = json.loads(explorers.execute("print(json.dumps(boundary.point))"))
+        assert u == pytest.approx(-2, abs=.05) and v == pytest.approx(1, abs=.05)
+        example, confidence = explorers.execute(f"x = torch.tensor([[{u}, {v}]]); print(int((data.X_train - x).norm(dim=1).argmin()), f'{{model(x).softmax(1).max():.2%}}')").split()
+        text = explorers.readout("boundary")
+        assert re.search(rf"nearest example\s+{example} ", text) and confidence in text
+
+    def test_keys_and_drags_move_the_point(self, explorers):
+        point = lambda: json.loads(explorers.execute("print(json.dumps(boundary.point))"))
+        start = point()
+        explorers.image("boundary").focus()
+        for _ in range(5): explorers.page.keyboard.press("ArrowRight")
+        explorers.until(lambda: point()[0] > start[0] + .1, what="the point to the right")
+        box, (u, v) = explorers.image("boundary").bounding_box(), point()
+        x, y = json.loads(explorers.execute(f"print(json.dumps(boundary._canvas.place({u}, {v})))"))
+        x, y = box["x"] + x * box["width"], box["y"] + y * box["height"]
+        explorers.page.mouse.move(x, y)
+        explorers.page.mouse.down()
+        for i in range(20): explorers.page.mouse.move(x + 2 * i, y - 2 * i)
+        explorers.page.mouse.up()
+        explorers.until(lambda: point()[1] > v + .2, what="the point above")
+
+    def test_alignments(self, explorers):
+        before = explorers.pixels("boundary")
+        explorers.widget("boundary").locator("select:visible").last.select_option(label="alignment with v2")
+        explorers.until_changed("boundary", before, share=.1)
+        explorers.screenshot("boundary_1300")
+        assert explorers.error("boundary") == ""
+
+
+class TestMinimaComparer:
+    def test_one_slider_moves_all(self, explorers):
+        before = [explorers.pixels("minima", i) for i in range(2)]
+        explorers.handle("minima").scroll_into_view_if_needed()
+        explorers.handle("minima").focus()
+        for _ in range(20): explorers.page.keyboard.press("ArrowRight")
+        for i in range(2): explorers.until_changed("minima", before[i], i)
+        explorers.until(lambda: explorers.execute("print(comparer.amount)") == "1.0", what="one curvature length")
+        time.sleep(.5)
+        for name in ("seed 0", "seed 1"):
+            loss = explorers.execute(f"e = comparer.examinations['{name}']; print(f'{{e.objective.value(e.objective.theta + e.pairs.vectors[0] / e.pairs.values[0].sqrt()):.3g}}')")
+            assert loss in explorers.readout("minima")
+        explorers.screenshot("minima_1300")
+
+
+class TestNarrow:
+    def test_at_800_pixels_nothing_is_cut_off(self, explorers):
+        explorers.page.set_viewport_size({"width": 800, "height": 900})
+        time.sleep(1)
+        for name in ("spectrum", "boundary", "minima"):
+            explorers.image(name).scroll_into_view_if_needed()
+            time.sleep(.2)
+            box = explorers.image(name).bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 800
+            explorers.screenshot(f"{name}_800")
+        explorers.page.set_viewport_size({"width": 1300, "height": 900})
+
+
+class TestRerun:
+    def test_a_cell_that_runs_again_leaves_nothing(self, lab):
+        lab.run("rerun", SETUP, "view = EigenvectorSliders(objective, pairs, k=3, n=40)\nview")
+        lab.image("sliders").wait_for()
+        counts = []
+        lab.execute("import gc")
+        for _ in range(10):
+            lab.page.evaluate("""async () => {
+                const app = window.jupyterapp;
+                await app.commands.execute('notebook:move-cursor-down');
+                const notebook = app.shell.currentWidget.content;
+                notebook.activeCellIndex = 1;
+                await app.commands.execute('notebook:run-cell');
+            }""")
+            counts.append(int(lab.execute("gc.collect(); print(n_open())")))
+        assert len(set(counts[1:])) == 1 and counts[0] <= counts[1], counts
+        assert lab.execute("import matplotlib._pylab_helpers as h; print(len(h.Gcf.figs))") == "0"
+        kept = lab.execute("from hessnb.views import BoundaryCanvas; print(*(sum(isinstance(o, kind) for o in gc.get_objects()) for kind in (BoundaryCanvas, Objective)))")
+        assert kept == "1 2", kept  # the notebook's own objective, and the copy of the widget that is open

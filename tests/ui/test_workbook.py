@@ -1,0 +1,96 @@
+"The workbook and the start page in JupyterLab: the page lives while it computes, the stop button stops, errors are seen."
+import time
+
+import pytest
+
+from hessnb.lab import START, copy_tutorials
+
+SETUP = """
+import time, warnings, torch
+from torch import nn
+import hessnb.workbook as w
+from hessnb.data import load_data
+from hessnb.workbook import Workbook
+warnings.simplefilter("ignore")
+flowers = load_data("iris")
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(4, 20), nn.BatchNorm1d(20), nn.ReLU(), nn.Dropout(.2), nn.Linear(20, 3))
+optimizer = torch.optim.Adam(net.parameters(), lr=.02)
+for _ in range(100):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(net(flowers.X_train), flowers.y_train).backward()
+    optimizer.step()
+train, quick = (flowers.X_train, flowers.y_train), w.HessianOperator
+class Slow(quick):
+    def matvec(self, v):
+        time.sleep(.2)
+        return super().matvec(v)
+"""
+
+
+@pytest.fixture(scope="module")
+def workbook(lab):
+    lab.run("workbook", SETUP, "wrong = Workbook(net, train)\nwrong.add_class('hessnb-wrong')\nwrong",
+            "net.eval()\nbook = Workbook(net, train, k=5, test=(flowers.X_test, flowers.y_test), class_names=flowers.class_names)\nbook.add_class('hessnb-book')\nbook")
+    return lab
+
+
+def test_a_refusal_says_what_to_do(workbook): workbook.until(lambda: "call model.eval() first" in workbook.error("wrong"), what="the refusal in the widget")
+
+
+def test_tabs_appear_and_work(workbook):
+    workbook.until(lambda: "done" in workbook.widget("book").inner_text(), seconds=90, what="the end of the computation")
+    tabs = workbook.widget("book").get_by_role("tab")
+    assert [t.strip() for t in tabs.all_inner_texts()] == ["sliders", "spectrum", "boundary", "numbers"]
+    before = workbook.pixels("book")
+    workbook.handle("book").focus()
+    for _ in range(20): workbook.page.keyboard.press("ArrowRight")
+    workbook.until_changed("book", before)
+    workbook.screenshot("workbook_sliders_1300")
+    for i, text in [(1, "separates"), (2, "classes in view"), (3, "effective directions")]:
+        tabs.nth(i).click()
+        workbook.until(lambda: text in workbook.widget("book").inner_text(), what=f"{text} in tab {i}")
+        time.sleep(.3)
+        workbook.screenshot(f"workbook_{i}_1300")
+
+
+def test_the_export_button_writes_files(workbook):
+    button = workbook.widget("book").get_by_role("button", name="Export numbers and figures")
+    button.scroll_into_view_if_needed()
+    button.click()
+    workbook.until(lambda: "7 files" in workbook.widget("book").inner_text() or "6 files" in workbook.widget("book").inner_text(), what="the number of files")
+    assert {"model_eigenpairs.npz", "model_eigenvectors.csv", "numbers.csv", "sliders.png"} <= {p.name for p in (workbook.folder / "hessnb_workbook").iterdir()}
+
+
+def test_the_page_lives_while_it_computes_and_stops_when_told(lab):
+    lab.run("stopping", SETUP, "net.eval()\nw.HessianOperator = Slow\nbook = Workbook(net, train, k=12)\nbook.add_class('hessnb-book')\nbook")
+    lab.until(lambda: "found" in lab.widget("book").inner_text(), seconds=30, what="the progress")
+    start = time.monotonic()
+    assert lab.execute("print(book.wait(0))") == "False" and time.monotonic() - start < 5    # the kernel answers meanwhile
+    found = lambda: int(lab.execute("print(int(book.progress.text.value.split(': ')[-1].split(' of ')[0]) if 'found' in book.progress.text.value else 0)"))
+    lab.until(lambda: found() >= 1, seconds=60, what="the first pair")
+    lab.widget("book").get_by_role("button", name="Stop").click()
+    lab.until(lambda: "stopped" in lab.widget("book").inner_text(), seconds=90, what="the end")
+    n, ok = lab.execute("p = book.pairs['model']; print(len(p), bool(p.converged.all()))").split()
+    assert 1 <= int(n) < 12 and ok == "True"
+    lab.image("book").wait_for()
+    before = lab.pixels("book")
+    lab.handle("book").focus()
+    for _ in range(20): lab.page.keyboard.press("ArrowRight")
+    lab.until_changed("book", before)
+    lab.screenshot("stopped_1300")
+
+
+def test_the_start_page_shows_a_working_slider(lab):
+    copy_tutorials(lab.folder / "tutorials")
+    lab.open(f"tutorials/{START}")
+    start = time.monotonic()
+    lab.run_all()
+    lab.image("sliders").wait_for()
+    seconds = time.monotonic() - start
+    before = lab.pixels("sliders")
+    lab.handle("sliders").focus()
+    for _ in range(10): lab.page.keyboard.press("ArrowRight")
+    lab.until_changed("sliders", before)
+    lab.screenshot("start_1300")
+    assert seconds < 60, f"{seconds:.0f} s; on a quiet machine 20 are allowed, see test_latency"
