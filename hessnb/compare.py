@@ -213,10 +213,10 @@ def __repr__(self: Comparison) -> str:
 
 @patch
 def _repr_html_(self: Comparison) -> str:
-    best = set(self.undominated)
+    best = set(self.undominated) if len(self) > 1 else set()
     head = "".join(f"<th>{h}</th>" for h in _HEAD)
     body = "".join("<tr>" + "".join(f"<td>{'<b>' if row[0] in best else ''}{html.escape(cell)}{'</b>' if row[0] in best else ''}</td>" for cell in row) + "</tr>" for row in map(_cells, self.rows()))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>Bold: no other minimum has both fewer effective directions and a wider margin.</p>"
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" + ("<p>Bold: no other minimum has both fewer effective directions and a wider margin.</p>" if best else "")
 
 @patch
 def to_csv(self: Comparison,

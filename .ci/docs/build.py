@@ -15,7 +15,7 @@ from sphinx.cmd.build import main as sphinx
 
 root = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(root))
-TUTORIAL = re.compile(r"[56]\d")  # what such a notebook's number starts with
+TUTORIAL = re.compile(r"00_start|[56]\d")  # how the names of tutorials start
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
