@@ -128,8 +128,8 @@ def _replace_earlier(view: "View") -> None:
     _OPEN.setdefault(cell, (run, []))[1].append(weakref.ref(view))
 
 def _family(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
-    "The widget and all that it holds: children, layouts, styles."
-    found, todo = {}, [widget]
+    "The widget and all that it holds: children, layouts, styles, and what it has not put on the page."
+    found, todo = {}, [widget, *(v for v in vars(widget).values() if isinstance(v, ipywidgets.Widget))]
     while todo:
         w = todo.pop()
         if id(w) in found: continue
@@ -540,6 +540,19 @@ class BoundaryExplorer(View):
         for control, name in ((self.plane_choice, "plane"), (self.layer_choice, "layer")): self.bind(control, name)
         self.refresh()
 
+    @traitlets.validate("plane", "layer")
+    def _check_choice(self, proposal):
+        allowed = self.planes if proposal["trait"].name == "plane" else range(-1, self.k)
+        if proposal["value"] not in allowed: raise traitlets.TraitError(f"{proposal['trait'].name} must be one of {list(allowed)}, got {proposal['value']!r}")
+        return proposal["value"]
+
+    @traitlets.validate("examples", "directions", "features")
+    def _check_numbers(self, proposal):
+        name, values = proposal["trait"].name, tuple(int(i) for i in proposal["value"])
+        many, most = {"examples": (3, len(self.X)), "directions": (2, self.k), "features": (2, self.X[0].numel())}[name]
+        if len(values) != many or not all(0 <= i < most for i in values): raise traitlets.TraitError(f"{name} must be {many} numbers in 0..{most - 1}, got {proposal['value']}")
+        return values
+
 # %% ../nbs/15_widgets.ipynb #2d7d30d9
 @patch
 def _first_examples(self: BoundaryExplorer) -> tuple[int, int, int]:
@@ -590,7 +603,6 @@ def _show_controls(self: BoundaryExplorer) -> None:
 @patch
 def _find_plane(self: BoundaryExplorer) -> tuple[Plane | None, tuple[str, str] | None]:
     "The plane that the state asks for, and the names of its axes."
-    if self.plane not in self.planes: raise ValueError(f"plane must be one of {self.planes}, got {self.plane!r}")
     N, chosen = len(self.X), self.X[list(self.examples)]
     if self.plane == "input space": return None, tuple(self.feature_names) if self.feature_names[0] != "x1" else None
     if self.plane == "principal axes": return plane_through(self.X), None

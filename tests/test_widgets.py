@@ -1,0 +1,335 @@
+"Every control of the widgets without a browser: set a value, look at the state, the picture, and what the read-out says."
+import gc
+import io
+import types
+import weakref
+from dataclasses import replace
+
+import ipywidgets
+import numpy as np
+import pytest
+import torch
+import traitlets
+from PIL import Image
+from torch import nn
+from torch.testing import assert_close
+from torch.utils.data import DataLoader, TensorDataset
+
+import hessnb.widgets as widgets
+from conftest import build, quiet, randn, untouched
+from hessnb.alignment import align
+from hessnb.compare import compare_minima
+from hessnb.lanczos import top_eigenpairs
+from hessnb.objective import Objective
+from hessnb.operator import HessianOperator
+from hessnb.probe import curvature_lengths, displace, plane_through
+from hessnb.widgets import BoundaryExplorer, EigenvectorSliders, MinimaComparer, SpectrumExplorer, View, kind_of_inputs, n_open
+from hessnb.workbook import Workbook
+
+
+def problem(kind):
+    "(objective, pairs) of a small trained network on two features, on a table of five, or on images."
+    if kind == "images": X, make = randn(24, 1, 8, 8, dtype=torch.float32), lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(.3), nn.Linear(144, 3))
+    else:
+        D = 2 if kind == "plane" else 5
+        X, make = randn(30, D, dtype=torch.float32), lambda: nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 3))
+    y = X.flatten(1)[:, :3 if kind != "plane" else 2].argmax(1) if kind != "plane" else (X[:, 0] > 0).long() + (X[:, 1] > .3).long()
+    model = build(make).float().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(X), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    objective = Objective(model.eval(), (X, y))
+    return objective, top_eigenpairs(HessianOperator(objective), 4, tol=1e-3)
+
+
+@pytest.fixture(scope="module", params=["plane", "rows", "images"])
+def each(request): return request.param, *problem(request.param)
+
+
+@pytest.fixture(scope="module")
+def plane(): return problem("plane")
+
+
+def pixels(png): return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def share_changed(a, b): return (abs(pixels(a) - pixels(b)).max(2) > 8).mean()
+
+
+class TestEigenvectorSliders:
+    def test_every_slider_moves_and_tells(self, each):
+        kind, objective, pairs = each
+        with untouched(objective.model):
+            view = EigenvectorSliders(objective, pairs, k=4, n=30)
+            X, y = next(objective.pieces())
+            for i, slider in enumerate(view.sliders):
+                before = view.picture.value
+                slider.value = 2.
+                moved = displace(objective, pairs.vectors[:i + 1], 2 * curvature_lengths(pairs.values[:i + 1]))
+                out = moved(X).detach()
+                assert_close(view.numbers["loss"], nn.functional.cross_entropy(out, y).item(), rtol=1e-4, atol=1e-7)
+                assert view.numbers["accuracy"] == (out.argmax(1) == y).double().mean().item()
+                assert view.numbers["changed"] == int((out.argmax(1) != objective.predict(X).argmax(1)).sum())
+                assert view.error.value == "" and f"{view.numbers['loss']:.4g}" in view.readout.value and view.picture.value != before
+            view.close()
+
+    def test_reset_sweep_and_save(self, plane, tmp_path):
+        view = EigenvectorSliders(*plane, n=30, reach=2.)
+        rest = view.picture.value
+        for phase, height in [(0, 0), (30, 2), (60, 0), (90, -2), (120, 0)]:
+            view.play.value = phase
+            assert view.amounts[0] == pytest.approx(height)
+        view.choice.value, view.play.value = 2, 15
+        assert view.sweep == 2 and view.amounts[2] == pytest.approx(1) and view.state == {"amounts": view.amounts, "sweep": 2}
+        view.path.value = str(tmp_path / "moved.pt")
+        view.save_button.click()
+        saved = torch.load(tmp_path / "moved.pt")
+        assert all(torch.equal(saved[name], p) for name, p in view.displaced().state_dict().items())
+        view.path.value = str(tmp_path / "no" / "such" / "folder.pt")
+        view.save_button.click()
+        assert view.error.value != ""
+        view.reset_button.click()
+        assert view.picture.value == rest and view.error.value == "" and view.amounts == (0.,) * 4
+        view.close()
+
+    def test_quadratic_prediction(self, plane):
+        objective, pairs = plane
+        view = EigenvectorSliders(objective.to(torch.float64), pairs, n=30)
+        s = .01 * curvature_lengths(pairs.values).double()
+        view.state = {"amounts": (.01,) * 4}
+        exact = objective.to(torch.float64).value(objective.to(torch.float64).theta + s @ pairs.vectors.double())
+        assert view.numbers["loss"] == pytest.approx(exact, rel=1e-12)
+        assert view.numbers["expected_loss"] - objective.value() == pytest.approx(exact - objective.value(), rel=.05)
+        view.close()
+
+    def test_refused(self, plane):
+        view = EigenvectorSliders(*plane, n=30)
+        for bad in [(1., 2.), (9., 0., 0., 0.), (float("nan"), 0., 0., 0.)]:
+            with pytest.raises(traitlets.TraitError): view.amounts = bad
+        with pytest.raises(ValueError, match="has no state"): view.state = {"speed": 1}
+        view.close()
+        objective, pairs = plane
+        flat = replace(pairs, values=torch.cat([pairs.values[:-1], torch.zeros(1, dtype=pairs.values.dtype)]))
+        with pytest.raises(ValueError, match="no curvature length"): EigenvectorSliders(objective, flat)
+
+    def test_a_plane_of_ones_own(self):
+        objective, pairs = problem("rows")
+        X, _ = next(objective.pieces())
+        view = EigenvectorSliders(objective, pairs, plane=plane_through(X), n=20)
+        assert view.grid.plane.source == "principal axes"
+        view.close()
+
+
+class TestSpectrumExplorer:
+    def test_every_control(self, each):
+        kind, objective, pairs = each
+        view = SpectrumExplorer(objective, pairs, n=20)
+        X, y = next(objective.pieces())
+        assert view.kind == kind == kind_of_inputs(X) and len(view.pictures) == (1 if kind == "rows" else 2)
+        for i in (2, 1, 3, 0):
+            view.slider.value = i
+            assert f"v{i + 1} of 4" in view.readout.value and f"{pairs.values[i]:.4g}" in view.readout.value and view.error.value == ""
+            assert view.canvases["log"].nearest(*view.spectrum.pointer) == i
+        if kind == "rows":
+            extreme = align(objective, X, pairs.vectors[:1]).cosines[:, 0]
+            assert f"example {int(extreme.argmax())}" in view.readout.value and f"example {int(extreme.argmin())}" in view.readout.value
+        before = view.spectrum.value
+        view.toggle.value = "linear"
+        assert view.scale == "linear" and share_changed(before, view.spectrum.value) > .002
+        view.spectrum.pointer = view.canvases["linear"].place(3, pairs.values[2].item())
+        assert view.index == view.slider.value == 2
+        with pytest.raises(traitlets.TraitError): view.index = 4
+        with pytest.raises(traitlets.TraitError): view.scale = "cubic"
+        view.close()
+
+
+class TestBoundaryExplorer:
+    def test_every_plane_and_layer(self, each):
+        kind, objective, pairs = each
+        view = BoundaryExplorer(objective, pairs, n=24, k=3)
+        assert view.planes == {"plane": ["input space"], "rows": list(widgets._PLANES), "images": [p for p in widgets._PLANES if p != "two features"]}[kind]
+        pictures = set()
+        for plane in view.planes:
+            view.plane_choice.value = plane
+            assert view.error.value == "", (plane, view.error.value)
+            for layer in (-1, 0, 2):
+                view.layer_choice.value = layer
+                pictures.add(view.picture.value)
+                assert view.error.value == ""
+        assert len(pictures) == 3 * len(view.planes)
+        view.close()
+
+    def test_what_lies_at_a_point(self, each):
+        kind, objective, pairs = each
+        view = BoundaryExplorer(objective, pairs, n=24)
+        X, y = next(objective.pieces())
+        detail = view.detail.value
+        u, v = (sum(view.grid.extent[i:i + 2]) / 2 for i in (0, 2))
+        view.picture.pointer = view._canvas.place(u, v)
+        here = view.numbers
+        assert_close(torch.tensor(view.point), torch.tensor((u, v)), rtol=1e-5, atol=1e-5)
+        out = objective.model(here["input"][None]).softmax(1)[0]
+        assert here["class"] == int(out.argmax()) and here["confidence"] == pytest.approx(out.max().item(), abs=1e-5)
+        assert here["nearest"] == int((X - here["input"]).flatten(1).norm(dim=1).argmin())
+        assert objective.predict(here["boundary"][None]).argmax().item() == here["beyond"] != here["class"]
+        assert here["boundary_distance"] == pytest.approx((here["boundary"] - here["input"]).norm().item(), rel=1e-3)
+        assert f"confidence {here['confidence']:.2%}" in view.readout.value and (view.detail.value != detail) == (kind == "images")
+        view.close()
+
+    def test_boxes(self):
+        view = BoundaryExplorer(*problem("rows"), n=24, feature_names=list("abcde"))
+        before = view.picture.value
+        for i, value in enumerate((5, 9, 17)): view.example_boxes[i].value = value
+        assert view.examples == (5, 9, 17) and view.picture.value != before and view.error.value == ""
+        view.plane_choice.value = "two features"
+        view.feature_boxes[0].value, view.feature_boxes[1].value = 3, 4
+        assert view.features == (3, 4) and view.grid.names == ("d", "e")
+        view.feature_boxes[0].value = 4
+        assert "two different features" in view.error.value
+        view.plane_choice.value = "designed inputs"
+        view.direction_boxes[0].value = 2
+        assert view.directions == (2, 1) and view.error.value == ""
+        assert view._lines["directions"].layout.display == "" and view._lines["features"].layout.display == "none"
+        for state, words in [({"plane": "a sphere"}, "plane must be one of"), ({"layer": 4}, "layer must be one of"), ({"examples": (0, 1, 30)}, "3 numbers in 0..29"), ({"features": (1,)}, "2 numbers in 0..4")]:
+            before = view.state
+            with pytest.raises(traitlets.TraitError, match=words): view.state = state
+            assert view.state == before
+        view.close()
+
+
+class TestMinimaComparer:
+    def test_slider_and_choice(self, plane):
+        objective, _ = plane
+        X, y = next(objective.pieces())
+        other = build(lambda: nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Linear(12, 3)), seed=5).float()
+        with quiet(): comparison = compare_minima({"one": objective.model, "two": other}, (X, y), k=4, pairs=6)
+        view = MinimaComparer(comparison, n=24)
+        rest = [p.value for p in view.pictures]
+        view.choice.value, view.slider.value = 1, 1.5
+        assert view.index == 1 and view.amount == 1.5 and all(a != p.value for a, p in zip(rest, view.pictures))
+        for name, e in comparison.examinations.items():
+            theta = e.objective.theta + 1.5 * e.pairs.vectors[1] / e.pairs.values[1].abs().sqrt()
+            assert view.numbers[name]["loss"] == pytest.approx(e.objective.value(theta), rel=1e-9)
+            assert f"{e.objective.value(theta):.3g}" in view.readout.value
+        view.slider.value = 0
+        assert [p.value for p in view.pictures] == rest
+        view.close()
+        with pytest.raises(ValueError, match="no minimum"): MinimaComparer({})
+
+
+class Broken(View):
+    names = ("number",)
+    number = traitlets.Int(0)
+
+    def __init__(self):
+        self.slider = ipywidgets.IntSlider()
+        super().__init__("broken", [self.slider], [])
+        self.bind(self.slider, "number")
+
+    def refresh(self): raise RuntimeError("<b>deliberately</b> broken")
+
+
+def test_a_broken_callback_is_seen():
+    view = Broken()
+    view.slider.value = 3
+    assert "RuntimeError" in view.error.value and "&lt;b&gt;deliberately" in view.error.value  # and escaped
+    view.close()
+
+
+class TestNothingGrows:
+    def test_ten_runs_of_a_cell(self, plane, monkeypatch):
+        "With the kernel's word on which cell runs, a second run closes what the first one made."
+        run = {"n": 0}
+        parent = lambda channel: {"metadata": {"cellId": "abc"}, "header": {"msg_id": str(run["n"])}}
+        monkeypatch.setattr(widgets, "get_ipython", lambda: types.SimpleNamespace(kernel=types.SimpleNamespace(get_parent=parent)))
+        made, counts, observers = [], [], []
+        for run["n"] in range(10):
+            made.append((EigenvectorSliders(*plane, k=2, n=24), BoundaryExplorer(*plane, n=24)))
+            for amount in (.1, .2, .3): made[-1][0].amounts = (amount, 0.)
+            gc.collect()
+            counts.append(n_open())
+            observers.append(sum(len(h) for s in made[-1][0].sliders for kinds in s._trait_notifiers.values() for h in kinds.values()))
+        assert len(set(counts)) == 1 and len(set(observers)) == 1
+        assert [hasattr(a, "canvas") for a, _ in made] == [False] * 9 + [True]  # though something still refers to all of them
+        for view in made[-1]: view.close()
+        widgets._OPEN.clear()
+
+    def test_two_views_of_one_run_stay(self, plane, monkeypatch):
+        parent = lambda channel: {"metadata": {"cellId": "def"}, "header": {"msg_id": "1"}}
+        monkeypatch.setattr(widgets, "get_ipython", lambda: types.SimpleNamespace(kernel=types.SimpleNamespace(get_parent=parent)))
+        a, b = (EigenvectorSliders(*plane, k=1, n=24) for _ in range(2))
+        assert hasattr(a, "canvas") and hasattr(b, "canvas")
+        a.close()
+        b.close()
+        b.close()  # a second time does nothing
+        widgets._OPEN.clear()
+
+    def test_no_pyplot_figures(self, plane):
+        import matplotlib.pyplot as plt
+        before = plt.get_fignums()
+        SpectrumExplorer(*plane, n=20).close()
+        assert plt.get_fignums() == before
+
+    def test_what_is_closed_is_freed(self, plane):
+        view = EigenvectorSliders(*plane, k=2, n=24)
+        canvas = weakref.ref(view.canvas)
+        view.close()
+        gc.collect()
+        assert canvas() is None
+
+
+def test_static_picture(plane):
+    view = SpectrumExplorer(*plane, n=20)
+    bundle = view._repr_mimebundle_()
+    assert bundle["image/png"].startswith("iVBOR") and "application/vnd.jupyter.widget-view+json" in bundle
+    wide = pixels(view.png()).shape
+    assert wide[1] == sum(pixels(p.value).shape[1] for p in view.pictures)
+    view.close()
+
+
+class TestWorkbook:
+    @pytest.mark.parametrize("kind", ["plane", "rows", "images"])
+    def test_on_a_users_model_and_loader(self, kind, tmp_path):
+        objective, _ = problem(kind)
+        model, (X, y) = objective.model, next(objective.pieces())
+        loader = DataLoader(TensorDataset(X, y), batch_size=7)
+        with untouched(model), quiet():
+            book = Workbook(model, loader, k=3, test=(X, y), background=False)
+            assert book.error.value == "" and list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "numbers"]
+            book.explorers["sliders"].sliders[0].value = 1.
+            files = book.export(tmp_path)
+        stored = np.load(tmp_path / "model_eigenpairs.npz")
+        assert_close(torch.tensor(stored["values"]), book.pairs["model"].values)
+        assert stored["sizes"].sum() == objective.n_params and len(files) == 6 and all(f.stat().st_size for f in files)
+        book.close()
+
+    def test_says_what_to_do(self):
+        objective, _ = problem("images")
+        (X, y), model = next(objective.pieces()), objective.model
+        cases = [(model, (X, y), "call model.eval"), (model, (X, y.float()), "int64 class indices"), (model, DataLoader(TensorDataset(X, y), shuffle=True), "shuffle=False"), ("a model", (X, y), "str")]
+        for given, data, words in cases:
+            model.train(words == "call model.eval")
+            book = Workbook(given, data, background=False)
+            assert words in book.error.value, (words, book.error.value)
+            assert not book.tabs.children and "error" in book.progress.text.value
+            with pytest.raises(RuntimeError, match="nothing to export"): book.export("nowhere")
+            book.close()
+
+    def test_stop_before_anything(self):
+        objective, _ = problem("rows")
+        class Impatient(Workbook):
+            def _find_pairs(self, name, model):
+                self.progress.button.click()
+                super()._find_pairs(name, model)
+        with pytest.warns(UserWarning, match="was stopped after 1 products"): book = Impatient(objective, background=False)
+        assert not book.pairs and "stopped" in book.progress.text.value and book.error.value == ""
+        book.close()
+
+    def test_in_a_thread(self):
+        objective, _ = problem("rows")
+        book = Workbook(objective, k=3, examine=False, background=True)
+        assert book.wait(120) and book.error.value == "" and len(book.explorers) == 3
+        book.close()
