@@ -331,11 +331,11 @@ def _pull_back(self: HessianOperator, g: Tensor, v: Tensor, keep: bool) -> Tenso
     return torch.cat([p.reshape(-1) for p in parts])
 
 # %% ../nbs/02_operator.ipynb #9fbe9a17
-_RECORDING = 1e-3  # seconds for each node of the graph
+_RECORDING = 4e-3  # seconds of products for each node of the graph
 
 @patch
 def _consider(self: HessianOperator, seconds: float) -> None:
-    "Count the time of a product; choose once it has added up to the price of a recording."
+    "Count the time of a product; choose once it has added up to several times the price of a recording."
     self._spent += seconds
     if self._spent > _RECORDING * self._n_nodes and self._kept: self._choose()
 
