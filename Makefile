@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ok
 
-.PHONY: run test test-all lab docs readme check hooks clean
+.PHONY: run test test-all bench lab docs readme check hooks clean
 
 $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,12 @@ test: $(READY)  ## notebooks and tests, without the slow ones
 test-all: $(READY)  ## everything
 	$(BIN)/nbdev_test --n_workers 2 --flags slow
 	$(BIN)/python -m pytest -q tests --runslow
+
+bench: $(READY)  ## the same eigenpairs from the peers, which go into an environment of their own
+	$(PYTHON) -m venv --clear .bench/venv
+	$(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_paths()["purelib"]); print(os.getcwd())' > "$$(echo .bench/venv/lib/python*/site-packages)/hessnb.pth"
+	.bench/venv/bin/pip install --quiet --no-deps -r benchmarks/requirements-peers.txt
+	.bench/venv/bin/python benchmarks/peers.py
 
 lab: $(READY)  ## open the workbook
 	$(BIN)/jupyter lab nbs/00_start.ipynb

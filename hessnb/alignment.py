@@ -91,16 +91,85 @@ def align(
     outputs = objective.predict(X)
     labels, source = _resolve_labels(outputs, labels)
     r, log_norm = residuals(objective, outputs, labels)
+    found = _align_by_layer(objective, X, r, V, chunk_bytes)
+    cosines, norms = found if found is not None else _align_by_example(objective, X, r, V, chunk_bytes)
+    zero, cosines = norms == 0, cosines.clamp(-1, 1)
+    cosines[zero] = math.nan if undefined == "nan" else 0.
+    return Alignment(cosines, labels, (norms.double() * log_norm.exp()).to(norms), source, undefined, int(zero.sum()))
+
+# %% ../nbs/05_alignment.ipynb #4e388894
+def _align_by_example(objective: Objective, X: Any, r: Tensor, V: Tensor, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    "Cosines `(N, k)` and norms `(N,)` from the gradients themselves; for every model."
     step = max(1, chunk_bytes // (objective.n_params * V.element_size()))
     cosines, norms = [], []
     for i in range(0, len(r), step):
         G = example_vjps(objective, tree_map(lambda t: t[i:i + step], X), r[i:i + step])
         norms.append(G.norm(dim=1))
         cosines.append((G @ V.T) / norms[-1][:, None])
-    norms, cosines = torch.cat(norms), torch.cat(cosines).clamp(-1, 1)
-    zero = norms == 0
-    cosines[zero] = math.nan if undefined == "nan" else 0.
-    return Alignment(cosines, labels, (norms.double() * log_norm.exp()).to(norms), source, undefined, int(zero.sum()))
+    return torch.cat(cosines), torch.cat(norms)
+
+# %% ../nbs/05_alignment.ipynb #2ac4598e
+class _NotByLayer(Exception):
+    "The chosen parameters do not act through linear layers alone."
+
+def _linear_layers(objective: Objective) -> dict[str, nn.Linear]:
+    "The linear layers of the chosen parameters by name; `_NotByLayer` if a parameter belongs to something else, or to several modules."
+    modules, tied, layers = dict(objective.model.named_modules()), {}, {}
+    for name, p in objective.model.named_parameters(remove_duplicate=False): tied.setdefault(id(p), []).append(name)
+    for names in tied.values():
+        if len(names) > 1 and any(n in objective.params for n in names): raise _NotByLayer
+    for name in objective.params:
+        owner, _, _ = name.rpartition(".")
+        if type(modules[owner]) is not nn.Linear: raise _NotByLayer
+        layers[owner] = modules[owner]
+    return layers
+
+def _inputs_and_errors(objective: Objective, layers: dict[str, nn.Linear], X: Any, r: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    "Of every layer that the outputs depend on: its input `(B, i)`, and the derivative of <outputs, r> at its output `(B, o)`."
+    seen, names = {}, {layer: name for name, layer in layers.items()}
+    def note(layer, args, out):
+        if names[layer] in seen or len(args) != 1 or args[0].shape[:-1] != r.shape[:1]: raise _NotByLayer
+        seen[names[layer]] = (args[0].detach(), out)
+        return out.clone()  # what follows may write in place
+    handles = [layer.register_forward_hook(note) for layer in layers.values()]
+    try: outputs = objective.outputs(objective.leaves(), X)
+    finally:
+        for handle in handles: handle.remove()
+    errors = torch.autograd.grad(outputs, [out for _, out in seen.values()], r, allow_unused=True, materialize_grads=True)
+    return {name: (a, error) for (name, (a, _)), error in zip(seen.items(), errors)}
+
+# %% ../nbs/05_alignment.ipynb #8107fa15
+def _align_by_layer(objective: Objective, X: Any, r: Tensor, V: Tensor, chunk_bytes: int) -> tuple[Tensor, Tensor] | None:
+    "Cosines `(N, k)` and norms `(N,)` without any gradient; None where that does not give what the gradients do."
+    try: layers = _linear_layers(objective)
+    except _NotByLayer: return None
+    blocks = dict(zip(objective.params, V.split([p.numel() for p in objective.params.values()], 1)))
+    wide = max(min(layer.in_features, layer.out_features) for layer in layers.values())
+    step = max(1, min(objective._piece, chunk_bytes // (2 * len(V) * wide * V.element_size())))
+    part = lambda X, r: _dots_and_squares(_inputs_and_errors(objective, layers, X, r), layers, blocks, r, len(V))
+    some = [0, -1] if len(r) > 1 else [0]
+    try:
+        parts = [part(tree_map(lambda t: t[i:i + step], X), r[i:i + step]) for i in range(0, len(r), step)]
+        dots, norms = torch.cat([d for d, _ in parts]), torch.cat([s for _, s in parts]).sqrt()
+    except (_NotByLayer, RuntimeError): return None
+    G = example_vjps(objective, tree_map(lambda t: t[some], X), r[some])  # a layer's weights may be used outside it
+    near = 1e3 * torch.finfo(G.dtype).eps * G.norm(dim=1)
+    if ((dots[some] - G @ V.T).abs() > near[:, None]).any() or ((norms[some] - G.norm(dim=1)).abs() > near).any(): return None
+    return dots / norms[:, None], norms
+
+def _dots_and_squares(acts: dict, layers: dict[str, nn.Linear], blocks: dict[str, Tensor], r: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    "Inner products `(B, k)` of the examples' gradients with the vectors, and squared norms `(B,)`, summed over layers."
+    dots, squares = r.new_zeros(len(r), k), r.new_zeros(len(r))
+    for name, (a, error) in acts.items():
+        weight, bias = blocks.get(f"{name}.weight"), blocks.get(f"{name}.bias")
+        if weight is not None:
+            W = weight.view(k, layers[name].out_features, layers[name].in_features)
+            left, right, W = (error, a, W) if a.shape[1] < error.shape[1] else (a, error, W.transpose(1, 2))
+            between = (left @ W.permute(1, 0, 2).reshape(W.shape[1], -1)).view(len(a), k, -1)
+            dots = dots + torch.bmm(between, right[:, :, None])[:, :, 0]
+            squares = squares + error.square().sum(1) * a.square().sum(1)
+        if bias is not None: dots, squares = dots + error @ bias.T, squares + error.square().sum(1)
+    return dots, squares
 
 # %% ../nbs/05_alignment.ipynb #ebcf3a58
 def _unit_rows(objective: Objective, vectors: Tensor) -> Tensor:

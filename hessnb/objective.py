@@ -116,7 +116,8 @@ def _kept_state(generator: torch.Generator | None):
 def own_modes():
     "Gradients on, autocast off, default device the host: whatever the caller has set."
     with ExitStack() as stack:
-        for mode in (torch.inference_mode(False), torch.enable_grad(), torch.device("cpu")): stack.enter_context(mode)
+        for mode in (torch.inference_mode(False), torch.enable_grad()): stack.enter_context(mode)
+        if torch.get_default_device().type != "cpu": stack.enter_context(torch.device("cpu"))  # costs time in every operation
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind): stack.enter_context(torch.autocast(kind, enabled=False))
         yield

@@ -6,12 +6,18 @@
 __all__ = ['SymmetricOperator', 'Operator', 'MatrixOperator', 'HessianOperator']
 
 # %% ../nbs/02_operator.ipynb #690da297
+import math
+import operator
 import re
-from typing import Protocol, runtime_checkable
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from fastcore.basics import patch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .objective import Objective, check_mode, isolated, own_modes
 
@@ -124,18 +130,145 @@ class MatrixOperator(Operator):
         self.n_matvecs += len(V)
         return V.detach() @ self.A
 
+# %% ../nbs/02_operator.ipynb #9b6098c9
+class _Traced(Tensor):
+    "A tensor that depends on the vector; every operation on it is written down by its recorder."
+    @staticmethod
+    def __new__(cls, value: Tensor, node: fx.Node, recorder):
+        t = Tensor._make_wrapper_subclass(cls, value.shape, strides=value.stride(), storage_offset=value.storage_offset(), dtype=value.dtype, device=value.device)
+        t.value, t.node, t.recorder = value, node, recorder
+        return t
+
+    def __repr__(self): return f"_Traced({tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        recorder = next(t.recorder for t in tree_leaves((args, kwargs)) if isinstance(t, cls))
+        return recorder.run(func, args, kwargs or {})
+
+# %% ../nbs/02_operator.ipynb #cd31f08e
+class _CannotRecord(Exception):
+    "This run cannot be replayed."
+
+class _Recorder:
+    "One run of a linear map, as a graph of operations and the constants in it."
+    def __init__(self,
+        fn: Callable[[Tensor], Tensor],  # `(P,)` -> `(P,)`; its way must not depend on the values of the vector
+        v: Tensor,  # `(P,)`
+    ):
+        self.graph, self.constants, self._names = fx.Graph(), {}, {}
+        result = fn(self._traced(v, self.graph.placeholder("v"), {}))
+        if not isinstance(result, _Traced): raise _CannotRecord("the result does not depend on the vector")
+        self.value = result.value  # fn(v)
+        self.graph.output(result.node)
+
+    def _traced(self, value: Tensor, node: fx.Node, owners: dict[int, fx.Node]) -> _Traced:
+        "The result of `node`, which notes its layout and whose memory it is in."
+        owner = owners.get(_address(value), node)
+        node.meta.update(layout=(value.shape, value.stride(), value.dtype), owner=owner)
+        if owner is not node: owner.meta["shared"] = True
+        return _Traced(value, node, self)
+
+    def _argument(self, x):
+        "`x` as an argument in the graph."
+        if isinstance(x, _Traced): return x.node
+        if not isinstance(x, Tensor): return x
+        key = (_address(x), x.storage_offset(), x.shape, x.stride(), x.dtype)
+        name = self._names.setdefault(key, f"c{len(self._names)}")
+        self.constants[name] = x
+        return self.graph.get_attr(name)
+
+def _address(t: Tensor) -> int: return t.untyped_storage().data_ptr()
+
+# %% ../nbs/02_operator.ipynb #2590915b
+@patch
+def run(self: _Recorder, func, args: tuple, kwargs: dict):
+    "The result of one operation, which is written down."
+    value = lambda x: x.value if isinstance(x, _Traced) else x
+    out = func(*tree_map(value, args), **tree_map(value, kwargs))
+    twin = _functional(func, args[0]) if func._schema.is_mutable else func
+    node = self.graph.call_function(twin, tree_map(self._argument, args), tree_map(self._argument, kwargs))
+    if func._schema.is_mutable:
+        args[0].node = self._traced(args[0].value, node, {}).node
+        return args[0]
+    owners = {_address(t.value): t.node.meta["owner"] for t in tree_leaves((args, kwargs)) if isinstance(t, _Traced)}
+    if isinstance(out, Tensor): return self._traced(out, node, owners)
+    part = lambda i, t: self._traced(t, self.graph.call_function(operator.getitem, (node, i)), owners) if isinstance(t, Tensor) else t
+    return type(out)(part(i, t) for i, t in enumerate(out))
+
+def _functional(func, target):
+    "The operation that returns what `func` writes to `target`."
+    if not isinstance(target, _Traced) or target.node.meta["owner"] is not target.node or target.node.meta.get("shared"):
+        raise _CannotRecord(f"{func} writes to a constant or to shared memory")
+    try: return getattr(getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_")), func._overloadname)
+    except AttributeError: raise _CannotRecord(f"{func} has no functional form") from None
+
+# %% ../nbs/02_operator.ipynb #6d7f9759
+def _drop_zeros(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
+    "Let `x` take the place of `x + 0`; forget what the result does not need."
+    ops, zeros = torch.ops.aten, {n for n in graph.nodes if n.op == "get_attr" and not constants[n.target].any()}
+    for node in graph.nodes:
+        if node.target is ops.zeros_like.default: zeros.add(node)
+        if node.target is not ops.add.Tensor or node.kwargs: continue
+        for zero, other in (node.args, node.args[::-1]):
+            if zero not in zeros or not isinstance(other, fx.Node): continue
+            if other in zeros: zeros.add(node)
+            elif other.meta["layout"] == node.meta["layout"]:
+                node.replace_all_uses_with(other)
+                break
+    graph.eliminate_dead_code()
+
+# %% ../nbs/02_operator.ipynb #225cc314
+_IN_PLACE = {getattr(torch.ops.aten, n).Tensor: getattr(torch.ops.aten, n + "_").Tensor for n in ("add", "sub", "mul", "div")}
+
+def _write_in_place(graph: fx.Graph) -> None:
+    "Reuse the memory of an operand that is not needed afterwards."
+    place, last, members = {node: i for i, node in enumerate(graph.nodes)}, {}, {}
+    for node in graph.nodes:
+        owner = node.meta.get("owner")
+        members.setdefault(owner, []).append(node)
+        last[owner] = max(last.get(owner, 0), place[node], *(place[user] for user in node.users), 0)
+    for node in graph.nodes:
+        if node.target not in _IN_PLACE: continue
+        commutes = node.target in (torch.ops.aten.add.Tensor, torch.ops.aten.mul.Tensor) and not node.kwargs
+        for args in (node.args, node.args[::-1])[:1 + commutes]:
+            owner, other = (a.meta.get("owner") if isinstance(a, fx.Node) else None for a in args)
+            if owner in (None, other) or owner.op == "placeholder" or last[owner] != place[node] or args[0].meta["layout"] != node.meta["layout"]: continue
+            node.target, node.args, last[owner] = _IN_PLACE[node.target], args, last[node]
+            for member in members[node]: member.meta["owner"] = owner
+            members[owner] += members[node]
+            break
+
+# %% ../nbs/02_operator.ipynb #dbf1592c
+def _record(
+    fn: Callable[[Tensor], Tensor],  # linear, `(P,)` -> `(P,)`
+    v: Tensor,  # `(P,)`, to run it with
+) -> Callable[[Tensor], Tensor]:
+    "The map as a program; `_CannotRecord` if there is none that gives the same."
+    if type(v) is not Tensor: raise _CannotRecord(f"{type(v).__name__} is a tensor with operations of its own")
+    recorder = _Recorder(fn, v)
+    _drop_zeros(recorder.graph, recorder.constants)
+    _write_in_place(recorder.graph)
+    program = torch.no_grad()(fx.GraphModule({n: c.detach() for n, c in recorder.constants.items()}, recorder.graph).forward)
+    again, scale = program(v), recorder.value.norm()
+    if not (again - recorder.value).norm() <= 1e3 * torch.finfo(v.dtype).eps * scale: raise _CannotRecord("the replay gives something else")
+    return program
+
 # %% ../nbs/02_operator.ipynb #b04b82f5
 class HessianOperator(Operator):
     "The Hessian of an objective at its parameters, as products."
     def __init__(self,
         objective: Objective,  # gives the function, the data, dtype and device
         *,
-        memory_budget: int | None = None,  # bytes for graphs kept between products; None: the objective's; 0: keep none
+        memory_budget: int | None = None,  # bytes for what is kept between products; None: the objective's; 0: keep nothing
+        product: Literal["auto", "graph", "replay"] = "auto",  # walk the kept graph, replay its record, or choose by timing
     ):
         if not isinstance(objective, Objective): raise TypeError(f"expected an Objective, got {type(objective).__name__}")
+        if product not in ("auto", "graph", "replay"): raise ValueError(f"product must be 'auto', 'graph' or 'replay', got {product!r}")
         super().__init__(objective.n_params, objective.dtype, objective.device)
         self.objective = objective
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
+        self.product = product  # "auto" until it is chosen
         with own_modes(): self._start()
 
     def _start(self) -> None:
@@ -143,21 +276,26 @@ class HessianOperator(Operator):
         check_mode(self.objective.model)
         self._leaves = self.objective.leaves()
         self._check_dead_ends()
-        self._kept = self._linearise()
+        self._kept, self._spent = self._linearise(), -math.inf
         self._product(torch.zeros(self.shape[0], dtype=self.dtype, device=self.device))  # fails here, not later, if a second derivative is missing
+        self._spent = 0.  # seconds, in products until the choice
+        if self.product == "replay": self._choose()
 
     @property
-    def n_kept(self) -> int: return sum(n for _, n in self._kept)  # examples whose graph is kept
+    def n_kept(self) -> int: return sum(n for _, n in self._kept)  # examples whose share of the product is kept, as a graph or as a record
 
 # %% ../nbs/02_operator.ipynb #f9e337b7
 @patch
-def _linearise(self: HessianOperator) -> list[tuple[Tensor, int]]:
-    "Gradients with their graphs, and example counts, of the leading pieces that fit the memory budget."
-    kept, used = [], 0
+def _linearise(self: HessianOperator) -> list[tuple[Callable, int]]:
+    "Products with the leading pieces that fit the memory budget, through their graphs, and example counts."
+    kept, self._kept_bytes, self._n_nodes = [], 0, 0
     for inputs, target in self.objective.pieces():
-        used += self.objective.fixed_bytes + len(target) * self.objective.bytes_per_example
-        if used > self.memory_budget: break
-        kept.append((self._piece_grad(inputs, target), len(target)))
+        more = self.objective.fixed_bytes + len(target) * self.objective.bytes_per_example
+        if self._kept_bytes + more > self.memory_budget: break
+        self._kept_bytes += more
+        g = self._piece_grad(inputs, target)
+        self._n_nodes += len(_graph_nodes(g))
+        kept.append((partial(self._pull_back, g, keep=True), len(target)))
     return kept
 
 @patch
@@ -168,16 +306,17 @@ def _piece_grad(self: HessianOperator, inputs, target: Tensor) -> Tensor:
 # %% ../nbs/02_operator.ipynb #54cc768f
 @patch
 def _product(self: HessianOperator, v: Tensor) -> Tensor:
-    "Hv, `(P,)`: kept graphs are replayed, the remaining pieces are differentiated anew."
+    "Hv, `(P,)`: what is kept is walked or replayed, the remaining pieces are differentiated anew."
     with own_modes():
-        total = torch.zeros_like(v)
-        for g, _ in self._kept: total += self._pull_back(g, v, keep=True)
+        start, total = time.perf_counter(), torch.zeros_like(v)
+        for piece, _ in self._kept: total += piece(v)
+        if self.product == "auto": self._consider(time.perf_counter() - start)
         return total if self.n_kept == self.objective.n_examples else self._recompute(v, total)
 
 @patch
 @isolated
 def _recompute(self: HessianOperator, v: Tensor, total: Tensor) -> Tensor:
-    "Add the pieces whose graph was not kept."
+    "Add the pieces that were not kept."
     for i, (inputs, target) in enumerate(self.objective.pieces()):
         if i >= len(self._kept): total += self._pull_back(self._piece_grad(inputs, target), v, keep=False)
     return total
@@ -190,6 +329,38 @@ def _pull_back(self: HessianOperator, g: Tensor, v: Tensor, keep: bool) -> Tenso
         parts = torch.autograd.grad(g, list(self._leaves.values()), v, retain_graph=keep, allow_unused=True, materialize_grads=True)
     except RuntimeError as e: raise _explain(e) from e
     return torch.cat([p.reshape(-1) for p in parts])
+
+# %% ../nbs/02_operator.ipynb #9fbe9a17
+_RECORDING = 4e-3  # seconds of products for each node of the graph
+
+@patch
+def _consider(self: HessianOperator, seconds: float) -> None:
+    "Count the time of a product; choose once it has added up to several times the price of a recording."
+    self._spent += seconds
+    if self._spent > _RECORDING * self._n_nodes and self._kept: self._choose()
+
+@patch
+def _choose(self: HessianOperator) -> None:
+    "Record every kept piece whose record is as fast as its graph (`product='replay'`: every one)."
+    forced, self.product = self.product == "replay", "graph"
+    v = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
+    for i, (piece, n) in enumerate(self._kept):
+        try: record = _record(piece, v)
+        except Exception as e:  # also from operations that do not let a tensor subclass through
+            if forced: raise RuntimeError(f"the product cannot be recorded ({e}): use product='auto' or 'graph'") from e
+            return
+        if not forced and i == 0 and _seconds(record, v) > _seconds(piece, v): return
+        self._kept[i] = (record, n)
+    self.product = "replay"
+
+def _seconds(fn: Callable[[Tensor], Tensor], v: Tensor, n: int = 2) -> float:
+    "Shortest time of `n` runs, until a number of the result is on the host."
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        fn(v)[-1].item()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 # %% ../nbs/02_operator.ipynb #a6594759
 _WAYS_OUT = {

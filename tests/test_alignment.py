@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from conftest import F64, blobs, build, seeded, untouched
-from hessnb.alignment import align, class_structure, residuals
+from conftest import F64, blobs, build, randn, seeded, untouched
+from hessnb.alignment import _align_by_example, _align_by_layer, align, class_structure, residuals
 from hessnb.lanczos import top_eigenpairs
 from hessnb.margin import paper_margin
 from hessnb.measure import generalization_measure, random_baseline
@@ -167,3 +167,50 @@ def test_uneven_chunks_and_precision_of_vectors():
     assert_close(align(objective, X, V, chunk_bytes=3 * objective.n_params * 8).cosines, whole)
     assert_close(align(objective, X, V.float()).cosines, whole, rtol=1e-5, atol=1e-6)
     assert_close(align(objective, copy.deepcopy(X).numpy(), V * 7).cosines, whole)
+
+
+class Net(nn.Module):
+    "Linear layers, put together by a function of the module."
+    def __init__(self, way): super().__init__(); self.a, self.b, self.c, self.way = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 4), way
+    def forward(self, x): return self.way(self, x)
+
+
+def tied():
+    net = Net(lambda m, x: m.c(m.b(m.a(x).tanh()).tanh()))
+    net.d = nn.Linear(6, 6)
+    net.d.weight = net.b.weight
+    net.way = lambda m, x: m.c(m.d(m.b(m.a(x).tanh()).tanh()))
+    return net
+
+
+CHAIN = lambda m, x: m.c(m.b(m.a(x).tanh()).tanh())
+BY_LAYER = {  # model, chosen parameters, does the short way apply?
+    "chain": (lambda: Net(CHAIN), None, True), "no bias": (lambda: nn.Sequential(nn.Linear(3, 5, bias=False), nn.Tanh(), nn.Linear(5, 4, bias=False)), None, True),
+    "in place": (lambda: nn.Sequential(nn.Linear(3, 6), nn.ReLU(inplace=True), nn.Linear(6, 6), nn.ELU(inplace=True), nn.Linear(6, 4)), None, True),
+    "weights": (lambda: Net(CHAIN), "*.weight", True), "a bias": (lambda: Net(CHAIN), "b.bias", True), "a layer": (lambda: Net(CHAIN), "b.*", True),
+    "not reached": (lambda: Net(lambda m, x: m.c(m.a(x).tanh())), None, True), "norm is fixed": (lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 4)), ["0.*", "2.*"], True),
+    "skip": (lambda: Net(lambda m, x: m.c(m.a(x) + m.b(m.a.forward(x)))), None, False), "twice": (lambda: Net(lambda m, x: m.c(m.b(m.b(m.a(x).tanh()).tanh()))), None, False),
+    "tied": (tied, None, False), "penalised": (lambda: Net(lambda m, x: CHAIN(m, x) + m.b.weight.sum() * torch.eye(4).to(x)[0]), None, False), "norm": (lambda: nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 4)), None, False),
+    "keyword": (lambda: Net(lambda m, x: m.c(m.b(input=m.a(x)))), None, False), "sequence": (lambda: Net(lambda m, x: m.c(m.b(m.a(x)[:, None].repeat(1, 2, 1)).sum(1))), None, False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the loss does not reach")
+@pytest.mark.parametrize("name", BY_LAYER)
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_by_layer(name, dtype):
+    make, params, applies = BY_LAYER[name]
+    model, (X, y) = build(make), blobs(30)
+    objective = Objective(model, (X, y), params=params, dtype=dtype)
+    V = randn(5, objective.n_params).to(dtype)
+    V, r = V / V.norm(dim=1, keepdim=True), residuals(objective, objective.predict(X), y)[0]
+    expected, norms = _align_by_example(objective, X.to(dtype), r, V, 2**27)
+    tol = 1e-10 if dtype == F64 else 1e-4
+    with untouched(model, tensors=[X, V, r]):
+        hooks = [len(m._forward_hooks) for m in model.modules()]
+        for chunk in (2**27, 1):
+            found = _align_by_layer(objective, X.to(dtype), r, V, chunk)
+            assert (found is not None) == applies
+            if applies: assert (found[0] - expected).abs().max() <= tol and (found[1] - norms).abs().max() <= tol * norms.max()
+        assert (align(objective, X, V, labels=y).cosines - expected).abs().max() <= tol
+        assert [len(m._forward_hooks) for m in model.modules()] == hooks

@@ -1,0 +1,474 @@
+"""The same eigenpairs from hessnb and from its peers: seconds, memory, products, and the true residual of what each returned.
+
+    make bench                                       everything
+    python benchmarks/peers.py --quick               small problems, few repetitions
+    python benchmarks/peers.py --only cnn lenet      problems whose name contains one of these
+    python benchmarks/peers.py --summary             tables and plot from the rows that are there
+
+Every run is a process of its own with the same number of threads; the runs of a problem are interleaved, repetition by repetition. A clock covers all that a user waits for: from a model and its
+data to the eigenvectors. Short runs are made twice in the process and the second one counts, because the first loads code; its time is kept as `cold`. Memory is the growth of the process's high-water
+mark over the first. Afterwards, outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are
+computed in float64 with products by plain double backward, lambda being their Rayleigh quotient, and the worst one is kept: a solver is compared only where it reached the goal. Rows go to `peers.jsonl` in
+`--out`; the benchmark goes on where it was stopped. Remove rows to measure them again.
+"""
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hessnb.alignment import align
+from hessnb.data import load_data
+from hessnb.lanczos import dense_eigenpairs, eigenpairs_until, top_eigenpairs
+from hessnb.minima import cnn, lenet5, mlp, resnet18
+from hessnb.objective import Objective
+from hessnb.operator import HessianOperator
+
+FLOOR = {"float32": 1e-4, "float64": 0.}  # float32 products are not exact enough for a smaller true residual, whoever computes
+WARM = 20.  # seconds; a solver that is done sooner is asked twice, and the second time counts: the first one loads code
+
+
+@dataclass(frozen=True)
+class Problem:
+    "A network at given parameters, its data, and what is asked."
+    network: str  # one of NETWORKS
+    n: int  # examples
+    k: int = 10  # pairs
+    tol: float = 1e-3
+    dtype: str = "float32"
+
+    @property
+    def key(self) -> str: return f"{self.network}-N{self.n}-k{self.k}-tol{self.tol:g}-{self.dtype}"
+    @property
+    def goal(self) -> float: return max(1.5 * self.tol, FLOOR[self.dtype])  # worst true relative residual; ARPACK's own estimates are that exact
+
+
+# networks and data
+
+
+class Encoder(nn.Module):
+    "A transformer encoder of four layers for sequences of 32 symbols."
+    def __init__(self, width: int = 128, length: int = 32, n_symbols: int = 200, n_classes: int = 10):
+        super().__init__()
+        self.table, self.place = nn.Embedding(n_symbols, width), nn.Parameter(.02 * torch.randn(length, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 5 * width, dropout=0., batch_first=True, activation="gelu")
+        self.layers, self.out = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), nn.Linear(width, n_classes)
+    def forward(self, x: Tensor) -> Tensor: return self.out(self.layers(self.table(x) + self.place).mean(1))
+
+
+def digits(name: str, n: int) -> tuple[Tensor, Tensor]:
+    "The first `n` images of a fixed order of all that there are."
+    data = load_data(name, n_per_class=500 if name == "mnist10" else 300)
+    X, y = torch.cat([data.X_train, data.X_test]), torch.cat([data.y_train, data.y_test])
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:n]
+    return X[order].float(), y[order]
+
+
+def drawn(shape: tuple, n: int, symbols: int = 0) -> tuple[Tensor, Tensor]:
+    "Random images or sequences, and random labels of ten classes."
+    g = torch.Generator().manual_seed(0)
+    X = torch.randint(0, symbols, (n, *shape), generator=g) if symbols else torch.randn(n, *shape, generator=g)
+    return X, torch.randint(0, 10, (n,), generator=g)
+
+
+def gauss(n: int) -> tuple[Tensor, Tensor]:
+    data = load_data("gauss", n_per_class=2 * n // 3)
+    return data.X_train[:n].float(), data.y_train[:n]
+
+
+def encoder() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Encoder()
+
+
+NETWORKS: dict[str, tuple[Callable, Callable, int]] = {  # model, data of n examples, steps of full-batch Adam before the measurement
+    "mlp": (lambda: mlp(2, 3), gauss, 200),
+    "cnn": (lambda: cnn(3), lambda n: digits("mnist017", n), 40),
+    "lenet": (lambda: lenet5(10, 1, 28), lambda n: digits("mnist10", n), 40),
+    "resnet": (lambda: resnet18(10), lambda n: drawn((3, 32, 32), n), 3),
+    "encoder": (encoder, lambda n: drawn((32,), n, symbols=200), 10),
+}
+
+
+def build(problem: Problem, folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
+    "The model, briefly trained on its data (once; then read from a file), and the data, in the precision of the problem."
+    make, data, steps = NETWORKS[problem.network]
+    model, (X, y), path = make().eval(), data(problem.n), folder / f"{problem.network}-{problem.n}.pt"
+    if path.exists(): model.load_state_dict(torch.load(path))
+    else:
+        adam = torch.optim.Adam(model.parameters(), 1e-3)
+        for _ in range(steps):
+            adam.zero_grad()
+            F.cross_entropy(model(X), y).backward()
+            adam.step()
+        adam.zero_grad()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), path)
+    dtype = getattr(torch, problem.dtype)
+    return model.to(dtype), X.to(dtype) if X.is_floating_point() else X, y
+
+
+# solvers: (problem, model, X, y, seed) -> vectors (k, P), number of products
+
+
+def ours(problem: Problem, model, X, y, seed: int, **kwargs) -> tuple[Tensor, int]:
+    op = HessianOperator(Objective(model, (X, y)))
+    pairs = top_eigenpairs(op, problem.k, tol=problem.tol, generator=torch.Generator().manual_seed(seed), **kwargs)
+    return pairs.vectors, op.n_matvecs
+
+
+def arpack(problem: Problem, product: Callable, n: int, seed: int) -> tuple[Tensor, int]:
+    "SciPy's solver on a product of NumPy vectors."
+    count, dtype = [0], np.dtype(problem.dtype)
+    def counted(v):
+        count[0] += 1
+        return product(v.reshape(-1))
+    v0 = np.random.default_rng(seed).standard_normal(n).astype(dtype)
+    _, V = eigsh(LinearOperator((n, n), matvec=counted, dtype=dtype), k=problem.k, which="LA", tol=problem.tol, v0=v0)
+    return torch.from_numpy(V.T.copy()), count[0]
+
+
+def curvlinops(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
+    from curvlinops import HessianLinearOperator
+    params = [p for p in model.parameters() if p.requires_grad]
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), params, [(X, y)], check_deterministic=False).to_scipy()
+    return arpack(problem, lambda v: H @ v, H.shape[0], seed)
+
+
+def backpack(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
+    from backpack.hessianfree.hvp import hessian_vector_product
+    params = [p for p in model.parameters() if p.requires_grad]
+    loss = F.cross_entropy(model(X), y)
+    grads = torch.autograd.grad(loss, params, create_graph=True)
+    def product(v):
+        parts = [part.view_as(p) for part, p in zip(torch.from_numpy(v).split([p.numel() for p in params]), params)]
+        return torch.cat([h.reshape(-1) for h in hessian_vector_product(loss, params, parts, grad_params=grads)]).numpy()
+    return arpack(problem, product, sum(p.numel() for p in params), seed)
+
+
+def eigenthings(problem: Problem, model, X, y, seed: int, steps: int | None = None) -> tuple[Tensor, int]:
+    "Its tolerance does not drive the iteration: the number of steps is given from outside, see `enough_steps`."
+    import hessian_eigenthings as peer
+    op = peer.HessianOperator(model, [(X, y)], peer.supervised_loss(nn.CrossEntropyLoss()))
+    result = peer.lanczos(op, k=problem.k, max_iter=steps, tol=problem.tol, which="LA", reorthogonalize=True, seed=seed)
+    return result.eigenvectors, result.iterations
+
+
+def pyhessian(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
+    import pyhessian  # noqa: F401
+    peer, count = sys.modules["pyhessian.hessian"], [0]  # the package has a class of the same name
+    product = peer.hessian_vector_product
+    def counted(*args):
+        count[0] += 1
+        return product(*args)
+    peer.hessian_vector_product = counted
+    torch.manual_seed(seed)
+    try: _, vectors = peer.hessian(model, nn.CrossEntropyLoss(), data=(X, y), cuda=False).eigenvalues(maxIter=100, tol=problem.tol, top_n=problem.k)
+    finally: peer.hessian_vector_product = product
+    model.zero_grad(set_to_none=True)
+    return torch.stack([torch.cat([p.reshape(-1) for p in v]) for v in vectors]).detach(), count[0]
+
+
+SOLVERS = {
+    "hessnb": ours, "hessnb, no probe": lambda *args: ours(*args, miss_probability=1),
+    "curvlinops + SciPy": curvlinops, "BackPACK + SciPy": backpack, "hessian-eigenthings": eigenthings, "PyHessian": pyhessian,
+}
+STEPS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # times (k + 10), tried for hessian-eigenthings
+
+
+# one run, in a process of its own
+
+
+def kib(field: str) -> int: return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+
+
+def residuals(problem: Problem, model: nn.Module, X: Tensor, y: Tensor, vectors: Tensor) -> list[float]:
+    "True relative residuals in float64, by double backward."
+    model, X = model.double(), X.double() if X.is_floating_point() else X
+    params, relative = list(model.parameters()), []
+    with sdpa_kernel(SDPBackend.MATH): g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(model(X), y), params, create_graph=True)])
+    for v in vectors.double():
+        v = v / v.norm()
+        w = torch.cat([p.reshape(-1) for p in torch.autograd.grad(g, params, v, retain_graph=True)])
+        value = v @ w
+        relative.append(((w - value * v).norm() / value.abs()).item())
+    return relative
+
+
+def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | None) -> dict:
+    "Solve once; seconds, memory, products and true residuals."
+    warnings.simplefilter("ignore")
+    model, X, y = build(problem, folder)
+    kwargs = dict(steps=steps) if solver == "hessian-eigenthings" else {}
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        F.cross_entropy(model(X[:2]), y[:2]).backward()  # so that nobody pays for the first touch of the libraries
+        model.zero_grad(set_to_none=True)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        before, start = kib("VmRSS"), time.perf_counter()
+        vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
+        cold = seconds = time.perf_counter() - start
+        peak = kib("VmHWM") - before
+        if cold < WARM:
+            start = time.perf_counter()
+            vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
+            seconds = time.perf_counter() - start
+    worst = residuals(problem, model, X, y, vectors)
+    overlap = (vectors.double() @ vectors.double().T - torch.eye(len(vectors), dtype=torch.float64)).abs().max().item()
+    return dict(seconds=seconds, cold=cold, mib=peak / 1024, products=n_products, residual=max(worst), overlap=overlap, n_params=vectors.shape[1], threads=torch.get_num_threads())
+
+
+class Rows:
+    "Finished runs, in a file with a line for each."
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    def find(self, **key) -> list[dict]: return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
+    def add(self, **row) -> dict:
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as f: f.write(json.dumps(row) + "\n")
+        return row
+
+
+def child(args: argparse.Namespace, *what: str) -> dict:
+    "The result of one run in a fresh process: its last line of output, or the reason why there is none."
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    command = [sys.executable, __file__, "--work", str(args.work), "--threads", str(args.threads), "--child", *what]
+    try: done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit, env=env)
+    except subprocess.TimeoutExpired: return dict(failed=f"over the limit of {args.limit} s")
+    if done.returncode: return dict(failed=(done.stderr.strip().splitlines() or ["no message"])[-1][:300])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int | None:
+    "The fewest steps of a ladder with which hessian-eigenthings reaches the goal; looked for once, outside the clock, in its favour. None if none does."
+    for factor in STEPS:
+        steps = round(factor * (problem.k + 10))
+        found = rows.find(part="steps", problem=problem.key, steps=steps)
+        row = found[0] if found else rows.add(part="steps", problem=problem.key, steps=steps, **child(args, json.dumps(asdict(problem)), "hessian-eigenthings", "0", str(steps)))
+        if "failed" in row: return None
+        if row["residual"] <= problem.goal and row["overlap"] < .1: return steps
+    return None
+
+
+def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> None:
+    "All runs that have no row yet; a solver that failed once is not tried again on that problem."
+    for problem in problems:
+        build(problem, args.work)
+        steps = enough_steps(args, rows, problem) if "hessian-eigenthings" in args.solvers else None
+        for repetition in range(args.repetitions):
+            for solver in args.solvers:
+                key = dict(part="pairs", problem=problem.key, solver=solver)
+                if rows.find(**key, repetition=repetition) or any("failed" in r for r in rows.find(**key)): continue
+                if solver == "hessian-eigenthings" and steps is None: result = dict(failed="no number of steps of the ladder reached the goal")
+                elif solver == "PyHessian" and problem.dtype == "float64": result = dict(failed="its vectors are float32")
+                else: result = child(args, json.dumps(asdict(problem)), solver, str(repetition), str(steps or 0))
+                row = rows.add(**key, repetition=repetition, **asdict(problem), **result)
+                print(problem.key, solver, repetition, {k: row[k] for k in ("seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
+
+
+# what is not a search for the largest pairs
+
+
+def each_ms(fn: Callable, at_least: float = 2.) -> float:
+    "Seconds of one call: the median over at least two seconds of calls, three at least."
+    times, end = [], time.perf_counter() + at_least
+    fn()
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        fn()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def products(network: str, n: int, dtype: str, folder: Path) -> dict:
+    "Seconds of a gradient and of each kind of product."
+    model, X, y = build(Problem(network, n, dtype=dtype), folder)
+    objective = Objective(model, (X, y))
+    v, result = torch.randn(objective.n_params, dtype=objective.dtype), dict(gradient=each_ms(objective.grad))
+    for product in ("graph", "replay"): result[product] = each_ms(lambda op=HessianOperator(objective, product=product): op.matvec(v))
+    return result | dict(recomputed=each_ms(lambda op=HessianOperator(objective, memory_budget=0, product="graph"): op.matvec(v)), n_params=objective.n_params)
+
+
+def all_pairs(folder: Path) -> dict:
+    "Every eigenpair above rounding of the small network, and the dense matrix with `eigh`."
+    model, X, y = build(Problem("mlp", 150, dtype="float64"), folder)
+    objective = Objective(model, (X, y))
+    start = time.perf_counter()
+    dense = dense_eigenpairs(HessianOperator(objective))
+    dense_seconds, start = time.perf_counter() - start, time.perf_counter()
+    smallest = 1e-8 * dense.values.abs().max().item()
+    wanted = int((dense.values.abs() > smallest).sum())
+    pairs = eigenpairs_until(HessianOperator(objective), lambda values, vectors: values.abs().min().item() < smallest, k=256, tol=1e-6)
+    return dict(dense=dense_seconds, hessnb=time.perf_counter() - start, nonzero=wanted, found=int((pairs.values.abs() > smallest).sum()), products=pairs.n_matvecs)
+
+
+def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) -> dict:
+    "Alignments of `n` points with `k` vectors, and the loop over samples, timed on the first `looped` of them."
+    model, X, y = build(Problem("mlp", 150), folder)
+    points, objective = torch.randn(n, 2, generator=torch.Generator().manual_seed(1)) * 4, Objective(model, (X, y))
+    V = torch.linalg.qr(torch.randn(objective.n_params, k, generator=torch.Generator().manual_seed(2)))[0].T.contiguous()
+    def loop():
+        rows = []
+        for x in points[:looped]:
+            out = model(x[None])
+            g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(out, out.argmax(1)), list(model.parameters()))])
+            rows.append(V @ (g / g.norm()))
+        return torch.stack(rows)
+    ours = align(objective, points, V)
+    ok = ours.grad_norms[:looped] > 1e-4
+    return dict(loop=each_ms(loop) * n / looped, hessnb=each_ms(lambda: align(objective, points, V)), difference=(ours.cosines[:looped] - loop())[ok].abs().max().item())
+
+
+def start_up() -> dict:
+    "Seconds to import the package, and torch alone, in fresh processes."
+    took = lambda what: statistics.median([float(subprocess.run([sys.executable, "-c", f"import time; t = time.perf_counter(); import {what}; print(time.perf_counter() - t)"], capture_output=True, text=True).stdout) for _ in range(5)])
+    return dict(torch=took("torch"), hessnb=took("hessnb"))
+
+
+def scaling(axis: str, value: int, folder: Path) -> dict:
+    "One point of a curve: the time of a product over N or P, of a search over k."
+    if axis == "k":
+        model, X, y = build(Problem("lenet", 500), folder)
+        start = time.perf_counter()
+        pairs = top_eigenpairs(HessianOperator(Objective(model, (X, y))), value, tol=1e-3, miss_probability=1)
+        return dict(x=value, seconds=time.perf_counter() - start, products=pairs.n_matvecs)
+    if axis == "N": model, X, y = build(Problem("lenet", value), folder)
+    else: model, (X, y) = mlp(64, 10, (value, value)).eval(), drawn((64,), 500)
+    objective = Objective(model, (X, y))
+    op, v = HessianOperator(objective, product="replay"), torch.randn(objective.n_params)
+    return dict(x=len(y) if axis == "N" else objective.n_params, seconds=each_ms(lambda: op.matvec(v)))
+
+
+CURVES = dict(N=(250, 500, 1000, 2000, 4000), P=(200, 280, 400, 560, 800, 1100), k=(2, 5, 10, 20, 40, 80))
+EXTRAS = [("products", n, str(size), d) for n, size in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64), ("resnet", 16)) for d in ("float32", "float64")]
+EXTRAS += [("all_pairs",), ("alignments",), ("start_up",), *(("scaling", axis, str(x)) for axis, xs in CURVES.items() for x in xs)]
+
+
+def extra(name: str, *rest: str, folder: Path) -> dict:
+    if name == "products": return products(rest[0], int(rest[1]), rest[2], folder)
+    if name == "scaling": return scaling(rest[0], int(rest[1]), folder)
+    return start_up() if name == "start_up" else dict(all_pairs=all_pairs, alignments=alignments)[name](folder)
+
+
+# summary
+
+
+def medians(rows: Rows) -> Iterator[dict]:
+    "For every problem and solver: median and spread of the repetitions."
+    seen = dict.fromkeys((r["problem"], r["solver"]) for r in rows.find(part="pairs"))
+    for problem, solver in seen:
+        found = rows.find(part="pairs", problem=problem, solver=solver)
+        failed = [r["failed"] for r in found if "failed" in r]
+        if failed:
+            yield dict(problem=problem, solver=solver, failed=failed[0])
+            continue
+        p = Problem(**{k: found[0][k] for k in ("network", "n", "k", "tol", "dtype")})
+        seconds = [r["seconds"] for r in found]
+        yield dict(problem=problem, solver=solver, n_params=found[0]["n_params"], runs=len(found), threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds), cold=statistics.median(r["cold"] for r in found),
+                   mib=statistics.median(r["mib"] for r in found), products=statistics.median(r["products"] for r in found), residual=max(r["residual"] for r in found),
+                   overlap=max(r["overlap"] for r in found), reached=all(r["residual"] <= p.goal and r["overlap"] < .1 for r in found))
+
+
+def table(rows: list[dict]) -> str:
+    "Markdown: one line for each problem and solver; the last column compares solvers that reached the goal."
+    lines = ["| problem | solver | seconds, median (range) | cold | MiB | products | worst true residual | time against hessnb |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    base = {r["problem"]: r["seconds"] for r in rows if r["solver"] == "hessnb" and r.get("reached")}
+    for r in rows:
+        if "failed" in r:
+            lines.append(f"| {r['problem']} | {r['solver']} | {r['failed']} | | | | | |")
+            continue
+        against = f"{r['seconds'] / base[r['problem']]:.2f}" if r["reached"] and r["problem"] in base else "goal not reached"
+        lines.append(f"| {r['problem']} | {r['solver']} | {r['seconds']:.2f} ({r['low']:.2f} to {r['high']:.2f}) | {r['cold']:.2f} | {r['mib']:.0f} | {r['products']:.0f} | {r['residual']:.1e} | {against} |")
+    return "\n".join(lines)
+
+
+def exponent(points: list[dict]) -> float: return float(np.polyfit(np.log([p["x"] for p in points]), np.log([p["seconds"] for p in points]), 1)[0])
+
+
+def summarise(args: argparse.Namespace, rows: Rows) -> None:
+    "Write `peers.md`, `peers.json` and `peers.png`."
+    pairs, extras = list(medians(rows)), [r for r in rows.find(part="extra") if "failed" not in r]
+    curves = {axis: sorted((r for r in extras if r["name"][:2] == ["scaling", axis]), key=lambda r: r["x"]) for axis in CURVES}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    lines = [f"Measured on {machine}. Every run in a process of its own, interleaved. Threads: {', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.", "", table(pairs), ""]
+    for r in extras:
+        if r["name"][0] != "scaling": lines.append(f"- {' '.join(r['name'])}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
+    lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})" for axis, points in curves.items() if len(points) > 2]
+    (args.out / "peers.md").write_text("\n".join(lines) + "\n")
+    (args.out / "peers.json").write_text(json.dumps(dict(machine=machine, pairs=pairs, extras=extras), indent=1) + "\n")
+    plot(args.out / "peers.png", pairs)
+    print("\n".join(lines))
+
+
+def plot(path: Path, rows: list[dict]) -> None:
+    "Time of each solver that reached the goal, one group of bars for each problem."
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    good = [r for r in rows if r.get("reached")]
+    if not good: return
+    problems, solvers = list(dict.fromkeys(r["problem"] for r in good)), [s for s in SOLVERS if any(r["solver"] == s for r in good)]
+    fig, ax = plt.subplots(figsize=(8, 1 + .8 * len(problems)), layout="constrained")
+    for i, solver in enumerate(solvers):
+        mine = [r for r in good if r["solver"] == solver]
+        y = [problems.index(r["problem"]) + .8 * (i / len(solvers) - .5) for r in mine]
+        ax.barh(y, [r["seconds"] for r in mine], .8 / len(solvers), label=solver, xerr=[[r["seconds"] - r["low"] for r in mine], [r["high"] - r["seconds"] for r in mine]], error_kw=dict(lw=.8))
+    ax.set(yticks=range(len(problems)), yticklabels=problems, xscale="log", xlabel="seconds, median and range", title="Eigenpairs at equal true residual")
+    ax.invert_yaxis()
+    ax.legend(fontsize=8)
+    fig.savefig(path, dpi=100)
+
+
+def problems(quick: bool) -> list[Problem]:
+    "The list of the benchmark, from small to large."
+    if quick: return [Problem("mlp", 150), Problem("mlp", 150, tol=1e-6, dtype="float64"), Problem("cnn", 450, k=5), Problem("lenet", 500, k=5)]
+    out = [Problem(net, n, k, tol, dtype) for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000)) for dtype in ("float32", "float64") for k in (5, 20, 100) for tol in (1e-3, 1e-6)]
+    out += [Problem("lenet", 5000, k, tol) for k in (5, 20) for tol in (1e-3, 1e-6)]
+    return out + [Problem(net, n, k, tol) for net, n in (("encoder", 64), ("resnet", 64), ("resnet", 256)) for k in (5, 20) for tol in (1e-3, 1e-6)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--work", type=Path, default=Path(".bench/models"), help="weights of the networks")
+    parser.add_argument("--quick", action="store_true", help="small problems, three repetitions")
+    parser.add_argument("--only", nargs="*", default=[""], help="problems and extras whose name contains one of these")
+    parser.add_argument("--solvers", nargs="*", default=list(SOLVERS), choices=list(SOLVERS))
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=1800, help="seconds for one run; a solver that exceeds it is not tried again")
+    parser.add_argument("--summary", action="store_true", help="measure nothing")
+    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.child:
+        if args.child[0] == "extra": print(json.dumps(extra(*args.child[1:], folder=args.work)))
+        else: print(json.dumps(run(Problem(**json.loads(args.child[0])), args.child[1], int(args.child[2]), args.work, int(args.child[3]))))
+        return
+    args.repetitions = args.repetitions or (3 if args.quick else 5)
+    rows, fits = Rows(args.out / "peers.jsonl"), lambda name: any(part in name for part in args.only)
+    if not args.summary:
+        measure(args, rows, [p for p in problems(args.quick) if fits(p.key)])
+        for name in EXTRAS:
+            if not fits(" ".join(name)) or args.quick or rows.find(part="extra", name=list(name)): continue
+            print(rows.add(part="extra", name=list(name), **child(args, "extra", *name)), flush=True)
+    summarise(args, rows)
+
+
+if __name__ == "__main__": main()

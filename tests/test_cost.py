@@ -1,0 +1,124 @@
+"What the search for eigenpairs costs, in things that can be counted: products, forward passes, bytes. Nothing is timed, so a loss shows on any machine."
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from conftest import F64, build, prescribed, randn
+from hessnb.lanczos import top_eigenpairs, tridiagonalize
+from hessnb.minima import cnn
+from hessnb.objective import Objective
+from hessnb.operator import HessianOperator
+
+X, Y = randn(150, 2), torch.arange(150) % 3
+DENSE = build(lambda: nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3)))
+IMAGES, DIGITS = randn(48, 1, 28, 28), torch.arange(48) % 3
+CNN = cnn(3).double()
+
+
+@contextmanager
+def counted_passes(model):
+    "A list that grows by the number of examples at each forward pass."
+    passes = []
+    handle = model.register_forward_hook(lambda module, args, out: passes.append(len(out)))
+    try: yield passes
+    finally: handle.remove()
+
+
+def peak_bytes(fn):
+    "Most bytes that tensors made inside `fn` held at one time on the host."
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record: fn()
+    held = peak = 0
+    for event in sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def unrestarted(op, k, tol, most=100):
+    "Steps of plain Lanczos with full reorthogonalisation until the `k` largest pairs have residual estimates below tol * value."
+    f = tridiagonalize(op, randn(op.shape[0]).to(op.dtype), most)
+    beta = torch.cat([f.beta, torch.tensor([f.beta_last], dtype=F64)])
+    for m in range(k, most):
+        values, S = torch.linalg.eigh(torch.diag(f.alpha[:m]) + torch.diag(beta[:m - 1], 1) + torch.diag(beta[:m - 1], -1))
+        if (beta[m - 1] * S[-1, -k:].abs() <= tol * values[-k:].abs()).all(): return m
+    raise AssertionError(f"not converged in {most} steps")
+
+
+PROBLEMS = {  # operator, pairs, tolerance
+    "prescribed": (lambda: prescribed(np.r_[np.geomspace(10, 1, 8), np.linspace(-.5, .5, 292)]), 8, 1e-6),
+    "dense": (lambda: HessianOperator(Objective(DENSE, (X, Y))), 10, 1e-6),
+    "dense, coarse": (lambda: HessianOperator(Objective(DENSE, (X, Y))), 10, 1e-3),
+    "convolutions": (lambda: HessianOperator(Objective(CNN, (IMAGES, DIGITS))), 5, 1e-3),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_products(name):
+    "The search takes no more products than Lanczos without restarts, but for the step between two looks at the pairs; certifying them takes one each, and a probe."
+    make, k, tol = PROBLEMS[name]
+    op = make()
+    pairs = top_eigenpairs(op, k, tol=tol)
+    steps = unrestarted(make(), k, tol)
+    assert pairs.converged.all() and op.n_matvecs == pairs.n_matvecs + pairs.n_certify
+    assert pairs.n_matvecs <= steps + max(2, steps // 20)
+    assert pairs.n_certify <= k + 24
+
+
+@pytest.mark.parametrize("product", ["graph", "replay"])
+def test_forward_passes_with_everything_kept(product):
+    "Two to build the operator (one looks for dead ends), none to use it."
+    objective = Objective(CNN, (IMAGES, DIGITS))
+    with counted_passes(CNN) as passes:
+        op = HessianOperator(objective, product=product)
+        assert passes == [48, 48]
+        top_eigenpairs(op, 3, tol=1e-3)
+        assert passes == [48, 48] and op.n_matvecs > 20
+
+
+def test_forward_passes_with_nothing_kept():
+    "One for each product, and one to try the first."
+    objective = Objective(CNN, (IMAGES, DIGITS))
+    with counted_passes(CNN) as passes:
+        op = HessianOperator(objective, memory_budget=0)
+        assert passes == [48, 48]
+        top_eigenpairs(op, 3, tol=1e-3)
+        assert passes == [48] * (2 + op.n_matvecs)
+
+
+def test_bytes_of_a_record():
+    "A record holds less than was allowed for, and no more than a graph does."
+    objective = Objective(CNN, (IMAGES, DIGITS))
+    graph, replay = (HessianOperator(objective, product=p) for p in ("graph", "replay"))
+    v, allowed = randn(objective.n_params), objective.fixed_bytes + 48 * objective.bytes_per_example
+    held = [t for piece, _ in replay._kept for t in piece.__wrapped__.__self__.buffers()]
+    assert sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()) <= allowed
+    assert peak_bytes(lambda: replay.matvec(v)) <= min(peak_bytes(lambda: graph.matvec(v)), allowed)
+
+
+@pytest.mark.parametrize("product", ["graph", "replay"])
+def test_bytes_of_a_search(product):
+    "A search adds to a product its basis, which grows by doubling, and the vectors that it returns."
+    objective = Objective(CNN, (IMAGES, DIGITS))
+    op, row = HessianOperator(objective, product=product), objective.n_params * 8
+    one, pairs = peak_bytes(lambda: op.matvec(randn(objective.n_params))), []
+    assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 3, tol=1e-3))) <= one + (2 * pairs[0].n_matvecs + 16) * row
+    assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * (objective.fixed_bytes + 48 * objective.bytes_per_example)
+
+
+def test_a_quarter_of_the_budget():
+    "Pieces that do not fit are computed anew, in less memory, and the pairs are the same."
+    data = (IMAGES[:32].repeat(4, 1, 1, 1), DIGITS[:32].repeat(4))
+    whole = Objective(CNN, data)
+    budget = (whole.fixed_bytes + 128 * whole.bytes_per_example) // 4
+    quarter = Objective(CNN, data, memory_budget=budget)
+    ops = [HessianOperator(o) for o in (whole, quarter)]
+    assert ops[0].n_kept == 128 and ops[1].n_kept <= 32
+    v = randn(whole.n_params)
+    peaks = [peak_bytes(lambda op=op: op.matvec(v)) for op in ops]
+    assert peaks[1] <= 2.5 * budget
+    a, b = (top_eigenpairs(op, 3, tol=1e-3, miss_probability=1) for op in ops)
+    assert torch.allclose(a.values, b.values, rtol=1e-5) and a.n_matvecs == b.n_matvecs

@@ -1,0 +1,173 @@
+"A product that is replayed from its record is the product by double backward, to the last bit."
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from conftest import F64, blobs, build, mlp, randn, untouched
+from hessnb.lanczos import top_eigenpairs
+from hessnb.minima import cnn, lenet5, resnet18
+from hessnb.objective import Objective
+from hessnb.operator import HessianOperator, _CannotRecord, _record
+
+X, Y = blobs(45)
+IMAGES = randn(12, 1, 28, 28)
+SEQUENCES = randn(12, 6, 8)
+
+
+class Recurrent(nn.Module):
+    def __init__(self): super().__init__(); self.rnn, self.out = nn.GRU(8, 5, batch_first=True), nn.Linear(5, 4)
+    def forward(self, x): return self.out(self.rnn(x)[0][:, -1])
+
+
+class Words(nn.Module):
+    def __init__(self): super().__init__(); self.table, self.out = nn.Embedding(20, 6), nn.Linear(6, 4, bias=False)
+    def forward(self, x): return self.out(F.silu(self.table(x)).mean(1))
+
+
+def encoder(norm_first=False):
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0., batch_first=True, activation="gelu", norm_first=norm_first)
+    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(48, 4))
+
+
+NETWORKS = {
+    "dense": (mlp, X), "deep, ReLU in place": (lambda: build(lambda: nn.Sequential(nn.Linear(3, 7), nn.ReLU(inplace=True), nn.Linear(7, 7), nn.ELU(), nn.Linear(7, 4))), X),
+    "convolutions": (lambda: cnn(4).double(), IMAGES), "LeNet-5": (lambda: lenet5(4, 1, 28).double(), IMAGES),
+    "residual": (lambda: resnet18(4).double().eval(), randn(2, 3, 8, 8)), "batch norm": (lambda: build(lambda: nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Softplus(), nn.Linear(6, 4))), X),
+    "average pooling": (lambda: build(lambda: nn.Sequential(nn.Conv2d(1, 3, 5, stride=2, groups=1), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(108, 4))), IMAGES),
+    "encoder": (lambda: build(encoder), SEQUENCES), "encoder, norm first": (lambda: build(lambda: encoder(True)), SEQUENCES),
+    "recurrent": (lambda: build(Recurrent), SEQUENCES), "embedding": (lambda: build(Words), torch.arange(36).view(12, 3) % 20),
+}
+
+
+def naive(objective, inputs, targets, v):
+    leaves = objective.leaves()
+    loss = F.cross_entropy(objective.outputs(leaves, inputs), targets)
+    g = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+    return torch.cat([h.reshape(-1) for h in torch.autograd.grad(torch.cat([p.reshape(-1) for p in g]), list(leaves.values()), v)])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_replay_is_double_backward(name, dtype):
+    make, inputs = NETWORKS[name]
+    model, targets = make(), torch.arange(len(inputs)) % 4
+    objective = Objective(model, (inputs, targets), dtype=dtype)
+    graph = HessianOperator(objective, product="graph")
+    auto = HessianOperator(objective)
+    v = randn(objective.n_params).to(dtype)
+    expected = graph.matvec(v)
+    with untouched(model, tensors=[v]):
+        replay = HessianOperator(objective, product="replay")
+        assert replay.product == "replay" and replay.n_kept == graph.n_kept == len(inputs)
+        assert torch.equal(replay.matvec(v), expected) and torch.equal(replay.matvec(v), expected)
+    auto._spent = 1e9  # as after many products
+    assert torch.equal(auto.matvec(v), expected) and auto.product in ("graph", "replay") and torch.equal(auto.matvec(v), expected)
+    placed = inputs.to(dtype) if inputs.is_floating_point() else inputs
+    true = naive(objective, placed, targets, v)
+    assert (expected - true).norm() <= (1e-10 if dtype == F64 else 1e-3) * true.norm()
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 2, 3])
+def test_budget(pieces):
+    batches = list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5])))
+    objective = Objective(mlp(), batches, nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5])))
+    budget = pieces * (objective.fixed_bytes + 20 * objective.bytes_per_example)
+    graph, replay = (HessianOperator(objective, memory_budget=budget, product=p) for p in ("graph", "replay"))
+    v = randn(44)
+    assert replay.n_kept == graph.n_kept == [0, 20, 40, 45][pieces] and torch.equal(replay.matvec(v), graph.matvec(v))
+
+
+@pytest.mark.parametrize("params", ["0.*", "*.bias", lambda n, p: p.ndim == 2])
+def test_chosen_parameters(params):
+    objective = Objective(mlp(), (X, Y), params=params)
+    v = randn(objective.n_params)
+    assert torch.equal(HessianOperator(objective, product="replay").matvec(v), HessianOperator(objective, product="graph").matvec(v))
+
+
+def test_the_choice_waits_until_it_pays():
+    op = HessianOperator(Objective(mlp(), (X, Y)))
+    v = randn(44)
+    op._spent = -1e9
+    op.matvec(v)
+    assert op.product == "auto"
+    op._spent = 1e9
+    op.matvec(v)
+    assert op.product in ("graph", "replay") and op.n_matvecs == 2
+
+
+def test_products_are_counted_and_pairs_agree():
+    objective = Objective(mlp(), (X, Y))
+    a, b = (top_eigenpairs(HessianOperator(objective, product=p), 4) for p in ("graph", "replay"))
+    assert torch.equal(a.values, b.values) and torch.equal(a.vectors, b.vectors) and (a.n_matvecs, a.n_certify) == (b.n_matvecs, b.n_certify)
+
+
+def test_a_record_does_not_hold_the_graph():
+    "Only constants are kept: no tensor of the record has a graph behind it, and together they fit what was allowed for."
+    objective = Objective(lenet5(4, 1, 28).double(), (IMAGES, torch.arange(12) % 4))
+    op = HessianOperator(objective, product="replay")
+    constants = [t for piece, _ in op._kept for t in piece.__wrapped__.__self__.buffers()]
+    assert constants and not any(t.requires_grad for t in constants)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in constants}
+    assert sum(storages.values()) <= objective.fixed_bytes + 12 * objective.bytes_per_example
+
+
+@pytest.mark.parametrize("data, params", [((X, Y), None), ((X[:1], Y[:1]), "bias")])
+def test_a_linear_loss_has_no_curvature(data, params):
+    objective = Objective(build(lambda: nn.Linear(3, 4)), data, lambda o, t: o.sum(1), params=params)
+    for product in ("graph", "replay"): assert not HessianOperator(objective, product=product).matvec(randn(objective.n_params)).any()
+
+
+class Chooses(torch.autograd.Function):
+    "Identity whose backward writes into a tensor made for it."
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, g): return Spread.apply(g)
+
+
+class Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g): return g.clone()
+    @staticmethod
+    def backward(ctx, h): return torch.zeros(h.shape, dtype=h.dtype).copy_(h)
+
+
+class Custom(nn.Module):
+    def __init__(self): super().__init__(); self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 4)
+    def forward(self, x): return self.second(Chooses.apply(self.first(x).tanh()))
+
+
+def test_what_cannot_be_recorded_stays_with_the_graph():
+    objective = Objective(build(Custom), (X, Y))
+    op, v = HessianOperator(objective), randn(objective.n_params)
+    expected = HessianOperator(objective, product="graph").matvec(v)
+    op._spent = 1e9
+    assert torch.equal(op.matvec(v), expected) and op.product == "graph" and torch.equal(op.matvec(v), expected)
+    with pytest.raises(RuntimeError, match="cannot be recorded .*writes to a constant.*: use product='auto' or 'graph'"): HessianOperator(objective, product="replay")
+
+
+@pytest.mark.parametrize("fn, message", [
+    (lambda v: torch.zeros(6, dtype=F64).copy_(v), "writes to a constant or to shared memory"),
+    (lambda v: v.clone()[:3].mul_(2).repeat(2), "writes to a constant or to shared memory"),
+    (lambda v: torch.ones(6, dtype=F64), "does not depend on the vector"),
+])
+def test_what_cannot_be_recorded(fn, message):
+    with pytest.raises(_CannotRecord, match=message): _record(fn, randn(6))
+
+
+@pytest.mark.parametrize("fn", [
+    lambda v: (v + 1 * v).mul_(3), lambda v: v + torch.zeros(6, dtype=F64), lambda v: (v * 2) + (v * 2), lambda v: v.view(2, 3).t().reshape(6) * 2 + v,
+    lambda v: torch.zeros_like(v) + v, lambda v: torch.zeros_like(v) + torch.zeros_like(v) + v * 3, lambda v: (a := v * 2) * 3 + a, lambda v: (a := v * 2).view(2, 3).sum(0).repeat(2) + a,
+    lambda v: v.expand(2, 6).sum(0) - v / 3, lambda v: (a := v * 2, a.add_(v), a * 5)[2], lambda v: v[:3].repeat(2) + v[:3].sum(), lambda v: torch.add(v * 2, v * 3, alpha=4), lambda v: v.sum() - v,
+    lambda v: torch.cat([v[3:] * 2, v[:3]]), lambda v: v.clone(), lambda v: v, lambda v: v.flip(0), lambda v: torch.stack(v.chunk(2)).sum(0).repeat(2),
+])
+def test_records_of_linear_maps(fn):
+    "Sums written in place, dropped zeros and views never change a value, nor the vector."
+    program, v = _record(fn, randn(6)), randn(6, seed=1)
+    before = v.clone()
+    for _ in range(2): assert torch.equal(program(v), fn(before.clone())) and torch.equal(v, before)
+
+
+def test_wrong_choice():
+    with pytest.raises(ValueError, match="product must be 'auto', 'graph' or 'replay', got 'fast'"): HessianOperator(Objective(mlp(), (X, Y)), product="fast")
