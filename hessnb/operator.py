@@ -275,8 +275,8 @@ class HessianOperator(Operator):
         "Check the model, build the graphs, and try one product."
         check_mode(self.objective.model)
         self._leaves = self.objective.leaves()
-        self._check_dead_ends()
         self._kept, self._spent = self._linearise(), -math.inf
+        if not self._kept: self._graph_size(*next(self.objective.pieces()))
         self._product(torch.zeros(self.shape[0], dtype=self.dtype, device=self.device))  # fails here, not later, if a second derivative is missing
         self._spent = 0.  # seconds, in products until the choice
         if self.product == "replay": self._choose()
@@ -294,7 +294,7 @@ def _linearise(self: HessianOperator) -> list[tuple[Callable, int]]:
         if self._kept_bytes + more > self.memory_budget: break
         self._kept_bytes += more
         g = self._piece_grad(inputs, target)
-        self._n_nodes += len(_graph_nodes(g))
+        self._n_nodes += self._graph_size(inputs, target, g)
         kept.append((partial(self._pull_back, g, keep=True), len(target)))
     return kept
 
@@ -391,11 +391,10 @@ def _graph_nodes(*tensors: Tensor) -> set:
     return seen
 
 @patch
-def _check_dead_ends(self: HessianOperator) -> None:
-    "`NotImplementedError` if autograd would silently drop a part of the second derivative."
-    inputs, target = next(self.objective.pieces())
-    g = self._piece_grad(inputs, target)
-    if not any(node.name() == "torch::autograd::Error" for node in _graph_nodes(g)): return
+def _graph_size(self: HessianOperator, inputs, target: Tensor, g: Tensor | None = None) -> int:
+    "Number of nodes behind the gradient `g` of a piece; `NotImplementedError` if autograd would silently drop a part of its derivative."
+    nodes = _graph_nodes(self._piece_grad(inputs, target) if g is None else g)
+    if not any(node.name() == "torch::autograd::Error" for node in nodes): return len(nodes)
     forward = _graph_nodes(self.objective.outputs(self._leaves, inputs))
     custom = sorted({type(n)._forward_cls.__name__ for n in forward if hasattr(type(n), "_forward_cls")})
     raise _no_second_derivative(f"autograd.Function {' or '.join(custom)} (marked @once_differentiable)")
