@@ -205,7 +205,7 @@ class EigenPairs:
         worst = self.relative_residuals.max().item()
         head = ", ".join(f"{v:.4g}" for v in self.values[:5].tolist()) + (", ..." if len(self) > 5 else "")
         return (f"EigenPairs({self.which}: [{head}]; {int(self.converged.sum())}/{len(self)} converged to tol={self.tol:g} (stopped: {self.stopped}), "
-                f"largest relative residual {worst:.1e}, missed with p<{self.miss_probability:.1g}, {self.n_matvecs}+{self.n_certify} products)")
+                f"largest relative residual {worst:.1e}, {f'missed with p<{self.miss_probability:.1g}' if self.miss_probability else 'nothing missed'}, {self.n_matvecs}+{self.n_certify} products)")
 
 # %% ../nbs/03_lanczos.ipynb #093ba3df
 WHICH = ("LA", "SA", "LM", "BE")
@@ -543,7 +543,8 @@ def dense_eigenpairs(
     _check_request(n, n if k is None else k, which, tol)
     A = op.to_dense(max_bytes=max_bytes)
     if not torch.isfinite(A).all(): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
-    values, V = torch.linalg.eigh(A)
+    try: values, V = torch.linalg.eigh(A)
+    except torch.linalg.LinAlgError: values, V = (t.to(A) for t in torch.linalg.eigh(A.double()))  # float32 does not always converge
     index = wanted(values, n if k is None else k, which)
     values, vectors = values[index], V.T[index].contiguous()
     residuals = (vectors @ A - values[:, None] * vectors).norm(dim=1).double().cpu()

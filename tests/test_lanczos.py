@@ -445,3 +445,14 @@ class TestHalted:
         pairs = eigenpairs_until(prescribed(self.VALUES), lambda values, V: False, k=3, progress=lambda products, found: products >= 40)
         assert pairs.stopped == "halted" and pairs.n_matvecs == 40 and pairs.converged.all() and pairs.miss_probability == 1
         with pytest.raises(KeyboardInterrupt): eigenpairs_until(prescribed(self.VALUES), lambda values, V: False, progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+
+def test_a_dense_solver_that_gives_up_in_single_precision(monkeypatch):
+    whole = torch.linalg.eigh
+    def eigh(A):
+        if A.dtype == torch.float32 and len(A) > 5: raise torch.linalg.LinAlgError("the algorithm failed to converge")
+        return whole(A)
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    pairs = dense_eigenpairs(prescribed([5., 3., 2., 1., .5, .1], dtype=torch.float32), tol=1e-4)
+    assert pairs.vectors.dtype == torch.float32 and pairs.converged.all() and "nothing missed" in repr(pairs)
+    assert_close(pairs.values, torch.tensor([5., 3., 2., 1., .5, .1], dtype=F64), rtol=1e-5, atol=1e-5)
