@@ -532,11 +532,12 @@ class BoundaryExplorer(View):
         X, y = _examples(objective)
         self.objective, self.drawn, self.pairs, self.k, self.n, self.box, self.size = objective, _drawn(objective), pairs, min(k, len(pairs)), n, box, size
         self.X, self.y, self.class_names, self.feature_names, self.kind = X, y, class_names, _feature_names(X, feature_names), kind_of_inputs(X)
-        self.planes = ["input space"] if self.kind == "plane" else [p for p in _PLANES if p != "two features" or self.kind == "rows"]
+        possible = {"two features": self.kind == "rows", "designed inputs": self.k > 1}
+        self.planes = ["input space"] if self.kind == "plane" else [p for p in _PLANES if possible.get(p, True)]
         self._laid = self._last_point = None
         self.picture, self.detail = Picture(width=size[0], height=size[1], pointable=True), Picture(width=320, height=420)
         super().__init__("boundary", self._controls(), [self.picture] + [self.detail] * (self.kind == "images"))
-        with self.quietly(): self.plane, self.examples = self.planes[0], self._first_examples()
+        with self.quietly(): self.plane, self.examples, self.directions = self.planes[0], self._first_examples(), (0, min(1, self.k - 1))
         for control, name in ((self.plane_choice, "plane"), (self.layer_choice, "layer")): self.bind(control, name)
         self.refresh()
 

@@ -200,6 +200,18 @@ class TestBoundaryExplorer:
         view.close()
 
 
+@pytest.mark.parametrize("kind", ["plane", "rows", "images"])
+def test_one_eigenvector_is_enough(kind):
+    objective, pairs = problem(kind)
+    one = replace(pairs, **{name: getattr(pairs, name)[:1] for name in ("values", "vectors", "residuals", "converged")})
+    for view in (EigenvectorSliders(objective, one, n=20), SpectrumExplorer(objective, one, n=20), BoundaryExplorer(objective, one, n=20)):
+        if isinstance(view, BoundaryExplorer):
+            for view.plane in view.planes: assert view.error.value == ""
+            assert "designed inputs" not in view.planes
+        assert view.error.value == "" and view.png()
+        view.close()
+
+
 class TestMinimaComparer:
     def test_slider_and_choice(self, plane):
         objective, _ = plane

@@ -70,7 +70,8 @@ def test_the_page_lives_while_it_computes_and_stops_when_told(lab):
     found = lambda: int(lab.execute("print(int(book.progress.text.value.split(': ')[-1].split(' of ')[0]) if 'found' in book.progress.text.value else 0)"))
     lab.until(lambda: found() >= 1, seconds=60, what="the first pair")
     lab.widget("book").get_by_role("button", name="Stop").click()
-    lab.until(lambda: "stopped" in lab.widget("book").inner_text(), seconds=90, what="the end")
+    lab.until(lambda: "stopped" in lab.widget("book").inner_text() or lab.error("book"), seconds=60, what="the end")
+    assert lab.error("book") == ""
     n, ok = lab.execute("p = book.pairs['model']; print(len(p), bool(p.converged.all()))").split()
     assert 1 <= int(n) < 12 and ok == "True"
     lab.image("book").wait_for()
