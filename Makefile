@@ -16,7 +16,7 @@ run: $(READY)  ## train, compute and write the report on real digits
 
 test: $(READY)  ## notebooks and tests, without the slow ones
 	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-all: $(READY)  ## everything
 	$(BIN)/nbdev_test --n_workers 2 --flags slow

@@ -28,12 +28,15 @@ def record(name, times):
 
 
 def drag(lab, name):
-    "Drag the first slider for a second; milliseconds from the release to the last picture."
+    "Drag the first slider from the middle for a second; milliseconds from the release to the last picture, which must be that of the state."
+    lab.execute("sliders.state = {'amounts': (0.,) * 5}")
+    time.sleep(.5)
     lab.page.evaluate("""(selector) => {
-        window.hessnbLast = 0;
-        document.querySelector(selector).addEventListener("load", () => requestAnimationFrame(() => { window.hessnbLast = performance.now(); }));
-        document.addEventListener("pointerup", () => { window.hessnbUp = performance.now(); }, true);
-        document.addEventListener("mouseup", () => { window.hessnbUp = performance.now(); }, true);
+        const img = document.querySelector(selector);
+        window.hessnbPainted = [];
+        if (!window.hessnbListens) img.addEventListener("load", () => requestAnimationFrame(() => window.hessnbPainted.push(performance.now())));
+        if (!window.hessnbListens) document.addEventListener("pointerup", () => { window.hessnbUp = performance.now(); }, true);
+        window.hessnbListens = true;
     }""", f".hessnb-{name} img.hessnb-image")
     box = lab.handle(name).bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -44,7 +47,11 @@ def drag(lab, name):
         time.sleep(.016)
     lab.page.mouse.up()
     time.sleep(2)
-    return lab.page.evaluate("Math.max(0, window.hessnbLast - window.hessnbUp)")
+    amount, shown, loss = json.loads(lab.execute("import json; print(json.dumps([sliders.amounts[0], sliders.picture.alt, f'{sliders.numbers[\"loss\"]:.4g}']))"))
+    assert amount > 1 and loss in shown
+    painted, up = lab.page.evaluate("[window.hessnbPainted, window.hessnbUp]")
+    assert len(painted) >= 4, "the picture follows while the slider moves"
+    return max(0., painted[-1] - up)
 
 
 def test_gaussian_mixture(lab):
