@@ -9,6 +9,7 @@ __all__ = ['PlaneScan', 'scan_plane', 'BoundaryCurves', 'trace_boundary', 'Desig
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from fastcore.basics import patch
@@ -284,12 +285,12 @@ def _two_features(objective: Objective, X: Tensor | None) -> torch.Size:
 class DesignedInputs:
     "Inputs whose reinforcing gradient was turned towards a vector."
     inputs: Tensor = field(repr=False)  # `(r, ...)`
-    cosines: Tensor  # `(r,)`, alignment reached
-    converged: Tensor  # `(r,)` bool
+    cosines: Tensor  # `(r,)`, alignment reached, with its sign
+    converged: Tensor  # `(r,)` bool; never where the sign is not that of `side`
     start_cosines: Tensor  # `(r,)`, alignment at the starts
 
-def _squared_cosine(objective: Objective, v: Tensor) -> Callable[[Tensor], Tensor]:
-    "x -> a(x)^2 for one input, differentiable in x; the predicted label is held fixed while differentiating."
+def _climbed(objective: Objective, v: Tensor, side: int | None = None) -> Callable[[Tensor], Tensor]:
+    "x -> a(x)^2, or `side` times a(x), for one input, differentiable in x; the predicted label is held fixed while differentiating."
     def fn(x):
         batch = x[None]
         outputs = objective.outputs(objective.params, batch)
@@ -299,8 +300,55 @@ def _squared_cosine(objective: Objective, v: Tensor) -> Callable[[Tensor], Tenso
         r = others - own * others.sum(1, keepdim=True)
         _, pull = torch.func.vjp(lambda params: objective.outputs(params, batch), objective.params)
         g = torch.cat([part.reshape(-1) for part in pull(r)[0].values()])
-        return (g @ v).square() / g.square().sum().clamp_min(torch.finfo(g.dtype).tiny)
+        square = g.square().sum().clamp_min(torch.finfo(g.dtype).tiny)
+        return (g @ v).square() / square if side is None else side * (g @ v) / square.sqrt()
     return fn
+
+# %% ../nbs/06_boundary.ipynb #682d4047
+def _inside(x: Tensor, box: tuple[float, float] | None) -> Tensor:
+    "The nearest inputs in the box."
+    return x if box is None else x.clamp(*box)
+
+def _to_side(
+    objective: Objective,
+    v: Tensor,  # `(P,)`
+    x: Tensor,  # `(r, ...)`
+    side: int,
+    box: tuple[float, float] | None,
+    before: Tensor | None = None,  # `(r, ...)`, where they came from; then only those whose class has changed are looked at
+    scale: Tensor | None = None,  # `(r, ...)`, of steps along each feature; None: all alike
+    n_steps: int = 50,  # at most
+) -> Tensor:
+    "The inputs, those of the other sign of alignment carried over the nearest boundary; where that does not change the sign, where they came from."
+    wrong = lambda z: side * align(objective, z, v[None], undefined="zero").cosines[:, 0] <= 0
+    x, moved, y = x.clone(), x.clone(), objective.predict(x).argmax(1)
+    left = torch.arange(len(x), device=x.device) if before is None else (objective.predict(before).argmax(1) != y).nonzero()[:, 0]
+    if len(left): left = left[wrong(x[left])]
+    for _ in range(n_steps):
+        if not len(left): break
+        z = moved[left].requires_grad_()
+        scores = objective.outputs(objective.params, z)
+        own = torch.arange(scores.shape[1], device=z.device) == y[left, None]
+        lead = scores[own] - scores.masked_fill(own, -math.inf).amax(1)
+        slope, = torch.autograd.grad(lead.sum(), z)
+        lead, z = lead.detach().reshape(-1, *[1] * (x.ndim - 1)), z.detach()
+        if box is not None: slope = slope.masked_fill(((z <= box[0]) & (lead * slope > 0)) | ((z >= box[1]) & (lead * slope < 0)), 0.)  # along the edges of the box
+        along = slope if scale is None else slope * scale[left]
+        step = 1.02 * lead / (slope * along).flatten(1).sum(1).reshape(lead.shape) * along
+        moved[left] = _inside(z - step.nan_to_num(0., 0., 0.), box)  # stays where the lead is flat
+        there = ~wrong(moved[left])
+        x[left[there]] = moved[left[there]]
+        left = left[~there]
+    if before is not None: x[left] = before[left]
+    return x
+
+# %% ../nbs/06_boundary.ipynb #a9231913
+def _check_sides(x: Tensor, side: int | None, box: tuple[float, float] | None) -> None:
+    "`ValueError` for a side or a box that cannot be, and for starts outside the box."
+    if side not in (None, -1, 1): raise ValueError(f"side must be 1 (large alignment), -1 (small) or None (either sign), got {side!r}")
+    if box is None: return
+    if not (len(box) == 2 and box[0] < box[1]): raise ValueError(f"box must be (low, high), got {box}")
+    if ((x < box[0]) | (x > box[1])).any(): raise ValueError(f"inputs reach from {x.min().item():.3g} to {x.max().item():.3g}, outside box={box}")
 
 # %% ../nbs/06_boundary.ipynb #c05f8c3b
 @own_modes()
@@ -309,17 +357,21 @@ def design_input(
     v: Tensor,  # `(P,)`, the gradient direction wanted
     starts: Tensor,  # `(r, ...)`, inputs to start from
     *,
+    side: Literal[-1, 1] | None = None,  # sign of the alignment: 1 makes it large, -1 small; None: either, by its square
+    box: tuple[float, float] | None = None,  # every input stays in it, as pixels in (0, 1)
     n_steps: int = 300,
     step_size: float | None = None,  # first step, in input units; None: 2% of the spread of the starts
-    tol: float = 1e-3,  # change of a^2 over the last tenth of the steps that counts as converged
+    tol: float = 1e-3,  # change of a^2 (with `side`: of a) over the last tenth of the steps that counts as converged
 ) -> DesignedInputs:
     "Inputs whose reinforcing gradient is as parallel to `v` as each start leads to; cross-entropy only."
     if not objective.loss.softmax: raise ValueError("design_input needs a cross-entropy or NLL objective: other losses have no reinforcing residual in closed form")
     v = objective.check_vector(v) / v.norm()
-    x = objective.place_inputs(starts).clone()
+    x = objective.place_inputs(starts).detach().clone()
+    _check_sides(x, side, box)
     first = align(objective, x, v[None], undefined="zero").cosines[:, 0]
     scale = step_size or .02 * max(x.std().item() if len(x) > 1 else 0., x.abs().max().item() / 10, 1e-3)
-    improve = vmap(grad_and_value(_squared_cosine(objective, v)))
+    if side is not None: x = _to_side(objective, v, x, side, box)
+    improve = vmap(grad_and_value(_climbed(objective, v, side)))
     mean, square, history, best, kept = torch.zeros_like(x), torch.zeros_like(x), [], torch.full((len(x),), -1., dtype=x.dtype, device=x.device), x.clone()
     for step in range(1, n_steps + 1):
         slope, value = improve(x)
@@ -328,7 +380,8 @@ def design_input(
         history.append(best)
         slope = slope.nan_to_num()
         mean, square = .9 * mean + .1 * slope, .99 * square + .01 * slope.square()
-        size = scale * .5 * (1 + math.cos(math.pi * (step - 1) / n_steps))
-        x = x + size * (mean / (1 - .9 ** step)) / ((square / (1 - .99 ** step)).sqrt() + 1e-12)
+        size, spread = scale * .5 * (1 + math.cos(math.pi * (step - 1) / n_steps)), (square / (1 - .99 ** step)).sqrt() + 1e-12
+        x, before = _inside(x + size * (mean / (1 - .9 ** step)) / spread, box), x
+        if side is not None: x = _to_side(objective, v, x, side, box, before, 1 / (spread + 1e-3 * spread.amax(tuple(range(1, x.ndim)), keepdim=True)), n_steps=5)
     converged = best - history[-max(1, n_steps // 10) - 1 if n_steps > 1 else 0] <= tol
     return DesignedInputs(kept, align(objective, kept, v[None], undefined="zero").cosines[:, 0], converged & (best > 0), first)

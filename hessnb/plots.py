@@ -208,11 +208,10 @@ def plot_comparison(
         ax.annotate(row["minimum"], (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
     xs, lows, ys = ([row[c] for row in rows] for c in ("effective_directions", "directions_lower", "margin"))
     ys = [y for y in ys if np.isfinite(y)]
-    ax.set(xscale="log", yscale="log", xlim=(min(lows) / 1.3, max(xs) * 1.8), xlabel="effective directions", ylabel="margin (input units)", title="Simple and wide")
+    ax.set(xscale="log", yscale="log", xlim=(min(lows) / 1.3, max(xs) * 1.8), xlabel="effective directions", ylabel="margin (input units)", title="Simple and wide is top left")
     if ys: ax.set_ylim(min(ys) / 1.5, max(ys) * 1.8)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    ax.annotate("simple, wide", (.02, .96), xycoords="axes fraction", va="top", color="grey", fontsize=9)
     return ax

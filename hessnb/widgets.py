@@ -616,7 +616,7 @@ def _find_plane(self: BoundaryExplorer) -> tuple[Plane | None, tuple[str, str] |
         if len(found) < 2: raise ValueError("one of the two crossings was not confirmed: choose other examples")
         return plane_through(torch.cat([chosen[:1], found.points])), None
     V = self.pairs.vectors[list(self.directions)].to(self.objective.device, self.objective.dtype)
-    made = [design_input(self.objective, v, chosen[:1], n_steps=100, **({} if self.box is None else {"box": self.box})).inputs for v in V]
+    made = [design_input(self.objective, v, chosen[:1], n_steps=100, box=self.box).inputs for v in V]
     return plane_through(torch.cat([chosen[:1], *made])), None
 
 # %% ../nbs/15_widgets.ipynb #251269b8

@@ -8,8 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
-from hessnb.boundary import BoundaryCurves, trace_boundary
+from hessnb import boundary
+from hessnb.boundary import BoundaryCurves, design_input, trace_boundary
+from hessnb.lanczos import top_eigenpairs
 from hessnb.objective import Objective
+from hessnb.operator import HessianOperator
 
 X = randn(60, 2)
 Y = (X[:, 0] > 0).long()
@@ -216,3 +219,171 @@ def test_bad_input():
     assert isinstance(curves, BoundaryCurves)
     for bad in (randn(4, 3), torch.tensor(1.)):
         with pytest.raises(ValueError, match=r"points \(N, 2\)"): curves.distance(bad)
+
+
+class Halves:
+    """Two classes split by `w x + c = 0` and the vector whose parallel gradient is at `x = q / q0`, in closed form.
+
+    The gradient at x for the predicted label is a multiple of (1, -1) (x, 1), positive in class 1: with v along (1, -1) (q, q0) the alignment is the cosine of
+    (x, 1) and (q, q0) in class 1, minus it in class 0. The starts are those where this cosine is positive."""
+    def __init__(self, D=3, seed=0, dtype=F64):
+        numbers = randn(2, D + 1, seed=seed)
+        self.wall = numbers[0] / numbers[0].norm()  # (w, c)
+        self.target = torch.cat([numbers[1, :D], torch.ones(1, dtype=F64)])
+        if self.target @ self.wall > 0: self.wall = -self.wall  # the target is in class 1
+        self.target = self.target / self.target.norm()
+        model = nn.Linear(D, 2).double()
+        with torch.no_grad(): model.weight.copy_(torch.stack([self.wall[:D], -self.wall[:D]])), model.bias.copy_(torch.stack([self.wall[D], -self.wall[D]]))
+        self.v = torch.cat([torch.stack([self.target[:D], -self.target[:D]]).flatten(), torch.stack([self.target[D], -self.target[D]])])
+        X = randn(60, D, seed=seed + 100)
+        self.X = X[X @ self.target[:D] + self.target[D] > .2][:12].to(dtype)
+        self.objective = Objective(model.to(dtype).eval(), (self.X, torch.arange(12) % 2))
+
+    def cosine(self, x):
+        z = torch.cat([x.to(F64), torch.ones(len(x), 1, dtype=F64)], 1)
+        return z @ self.target / z.norm(dim=1) * torch.where(z @ self.wall > 0, -1., 1.)
+
+    def nearest_in_class_0(self):
+        "The input on the wall whose (x, 1) has the smallest angle with the target, and the cosine that class 0 comes as near to as it likes."
+        on = self.target - self.target @ self.wall * self.wall
+        return on[:-1] / on[-1], on.norm().item()
+
+
+FAST = dict(n_steps=150, step_size=.1)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 6])
+def test_designed_inputs_of_both_signs(seed):
+    halves = Halves(seed=seed)
+    assert {True, False} == set((halves.cosine(halves.X) > 0).tolist())  # starts on both sides
+    limit = halves.nearest_in_class_0()[1]
+    for side in (1, -1):
+        d = design_input(halves.objective, halves.v, halves.X, side=side, **FAST)
+        assert_close(d.cosines, halves.cosine(d.inputs))
+        assert_close(d.start_cosines, halves.cosine(halves.X))
+        assert (side * d.cosines > 0).all() and d.converged.all()
+        assert (halves.objective.predict(d.inputs).argmax(1) == (side > 0)).all()
+        best, reached = (1. if side > 0 else limit), side * d.cosines
+        assert reached.max() <= best + 1e-9 and reached.max() > best - 1e-3 and reached.min() > best - .02
+        truth = halves.target[:-1] / halves.target[-1] if side > 0 else halves.nearest_in_class_0()[0]
+        assert (d.inputs[reached.argmax()] - truth).norm() < .1 * (1 + truth.norm())
+
+
+def test_the_square_takes_either_sign_and_the_best():
+    halves = Halves()
+    either = design_input(halves.objective, halves.v, halves.X, **FAST)
+    assert either.cosines.square().min() > .999 and either.converged.all()
+    wide = design_input(halves.objective, halves.v, halves.X, box=(-math.inf, math.inf), **FAST)
+    assert torch.equal(either.inputs, wide.inputs) and torch.equal(either.cosines, wide.cosines)
+
+
+@pytest.mark.parametrize("side", [1, -1, None])
+def test_box_is_respected_and_tight(side):
+    "In two dimensions, where the free optimum is outside: the largest cosine in the box, on a fine grid, and it is on the edge."
+    halves = Halves(D=2, seed=4)
+    target = halves.target[:-1] / halves.target[-1]
+    box = (-1.5, target.max().item() - .5)
+    starts = halves.X[((halves.X > box[0]) & (halves.X < box[1])).all(1)]
+    d = design_input(halves.objective, halves.v, starts, side=side, box=box, **FAST)
+    assert (d.inputs >= box[0]).all() and (d.inputs <= box[1]).all() and len(d.inputs) > 4
+    axis = torch.linspace(*box, 1001, dtype=F64)
+    grid = halves.cosine(torch.cartesian_prod(axis, axis))
+    climbed = (lambda a: a.abs()) if side is None else (lambda a: side * a)
+    assert climbed(d.cosines).max() == pytest.approx(climbed(grid).max().item(), abs=2e-3)
+    best = climbed(d.cosines).argmax()
+    assert ((d.inputs[best] == box[0]) | (d.inputs[best] == box[1])).any()
+    free = climbed(design_input(halves.objective, halves.v, starts, side=side, **FAST).cosines).max()
+    assert free > climbed(d.cosines).max() + .01
+
+
+@pytest.mark.parametrize("side", [1, -1, None])
+def test_no_iterate_leaves_the_box(side, monkeypatch):
+    model, images = build(lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))), torch.rand(6, 1, 6, 6, generator=seeded(0), dtype=F64)
+    objective, seen = Objective(model, (images, torch.arange(6) % 3)), []
+    vmap, align = boundary.vmap, boundary.align
+    def watched_vmap(fn):
+        inner = vmap(fn)
+        return lambda x: seen.append(x.clone()) or inner(x)
+    def watched_align(objective, x, *args, **options):
+        seen.append(x.clone())
+        return align(objective, x, *args, **options)
+    monkeypatch.setattr(boundary, "vmap", watched_vmap), monkeypatch.setattr(boundary, "align", watched_align)
+    d = design_input(objective, randn(objective.n_params), images, side=side, box=(0, 1), n_steps=60, step_size=.1)
+    steps = torch.cat([x.flatten() for x in seen])
+    assert len(seen) >= 60 and steps.min() == 0 and steps.max() == 1  # it touched both ends and went beyond neither
+    assert (d.cosines.abs() >= d.start_cosines.abs()).all() if side is None else (side * d.cosines > 0).all()
+
+
+@pytest.mark.parametrize("box", [None, (-1., .6)])
+def test_starts_of_the_wrong_sign_are_carried_over(box):
+    "Without the crossing, no start of the wrong sign gets to the other side."
+    model = net(seed=1)
+    with torch.no_grad(): model[-1].bias.zero_(), model[0].bias.mul_(3)
+    objective = Objective(model, (X, torch.arange(60) % 3))
+    v = top_eigenpairs(HessianOperator(objective), 1).vectors[0]
+    starts = X if box is None else X[((X >= box[0]) & (X <= box[1])).all(1)]
+    for side in (1, -1):
+        d = design_input(objective, v, starts, side=side, box=box, n_steps=40)
+        wrong = side * d.start_cosines < 0
+        assert wrong.sum() >= 5 and ((side * d.cosines)[wrong] > 0).double().mean() > .8
+        assert (side * d.cosines >= side * d.start_cosines)[~wrong].all()
+
+
+def test_the_crossing_goes_along_the_edges_of_the_box():
+    "The boundary `x1 + .1 x2 = .02`, from an edge that its normal leaves: only the way along the edge leads over it."
+    model = nn.Linear(2, 2).double().eval()
+    with torch.no_grad(): model.weight.copy_(torch.tensor([[1., .1], [-1., -.1]])), model.bias.copy_(torch.tensor([-.02, .02]))
+    starts = torch.tensor([[0., .5], [0., 1.], [.1, .9]], dtype=F64)
+    d = design_input(Objective(model, (starts, torch.zeros(3, dtype=torch.long))), torch.tensor([0., 0., 0., 0., 1., -1.], dtype=F64), starts, side=1, box=(0, 1), n_steps=5)
+    assert (d.start_cosines < 0).all() and (d.cosines > 0).all() and (d.inputs @ torch.tensor([1., .1], dtype=F64) < .02).all()
+
+
+class Flat(nn.Module):
+    "Class 1 for negative inputs, class 0 for positive ones; scores that do not change beyond -1 and 1."
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(1, 2).double()
+        with torch.no_grad(): self.last.weight.copy_(torch.tensor([[1.], [-1.]])), self.last.bias.zero_()
+    def forward(self, x): return self.last(x.clamp(-1, 1))
+
+
+def test_steps_that_cannot_be_brought_back_are_not_taken():
+    "The first steps lead over the boundary to where nothing has a slope."
+    starts = torch.tensor([[-.5], [-.9]], dtype=F64)
+    objective = Objective(Flat().eval(), (starts, torch.ones(2, dtype=torch.long)))
+    d = design_input(objective, torch.tensor([0., 0., 1., -1.], dtype=F64), starts, side=1, n_steps=60, step_size=2.)
+    assert (d.start_cosines < .9).all() and (d.cosines > .99).all() and (d.inputs < 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_side_that_is_out_of_reach_is_said(dtype):
+    "The box holds class 0 only: nothing there has a positive alignment."
+    halves = Halves(D=2, dtype=dtype)
+    halves.objective.params["bias"][:] = torch.tensor([9., -9.], dtype=dtype)
+    starts = halves.X.clamp(-.1, .1)
+    found = {side: design_input(halves.objective, halves.v.to(dtype), starts, side=side, box=(-.1, .1), n_steps=30) for side in (1, -1)}
+    assert (found[1].start_cosines < 0).all() and (found[1].cosines < 0).all() and not found[1].converged.any()
+    assert (found[-1].cosines < 0).all() and found[-1].converged.all()
+    assert all((d.inputs.abs() <= starts.new_tensor(.1)).all() for d in found.values())
+
+
+@pytest.mark.parametrize("side", [1, -1, None])
+def test_designing_touches_nothing(side):
+    model, starts = net(), X[:5].clone()
+    objective = Objective(model, (X, torch.arange(60) % 3))
+    v = randn(objective.n_params)
+    design = lambda: design_input(objective, v, starts, side=side, box=(-3, 3), n_steps=20)
+    with untouched(model, tensors=(starts, v)), quiet(): first, second = design(), design()
+    assert torch.equal(first.inputs, second.inputs) and not first.inputs.requires_grad
+    with torch.inference_mode(): assert torch.equal(design().inputs, first.inputs)
+    with torch.no_grad(): assert torch.equal(design().inputs, first.inputs)
+
+
+def test_bad_sides_and_boxes():
+    objective = Objective(net(), (X, torch.arange(60) % 3))
+    v = randn(objective.n_params)
+    for side in (0, 2, "+", -1.5):
+        with pytest.raises(ValueError, match="side must be 1 .*-1 .*None.*got"): design_input(objective, v, X[:2], side=side)
+    for box in ((1, 0), (1, 1), (0, 1, 2), (math.nan, 1)):
+        with pytest.raises(ValueError, match=r"box must be \(low, high\), got"): design_input(objective, v, X[:2], box=box)
+    with pytest.raises(ValueError, match=r"inputs reach from .* to .*, outside box=\(0, 1\)"): design_input(objective, v, X[:9], box=(0, 1))
