@@ -429,7 +429,7 @@ def estimate_margin(
     starts, n_steps = None, 0
     if designed and V is not None:
         n_steps = _DESIGN_STEPS * len(V)
-        starts = torch.cat([design_input(objective, v, X[[int(a.nan_to_num().argmax())]], n_steps=_DESIGN_STEPS).inputs for v, a in zip(V, cosines.T)])
+        starts = torch.cat([design_input(objective, v, X[[int(a.nan_to_num().argmax())]], n_steps=_DESIGN_STEPS, box=box).inputs for v, a in zip(V, cosines.T)])
     found = nearest_boundary(objective, X[index], pool=X, starts=starts, n_starts=n_starts, norm=norm, box=box, tol=tol, generator=generator)
     passes = len(X) * (1 if V is None else 2)  # screening, alignment: each predicts, then differentiates
     return _as_margin(found, candidates, cosines, len(X), found.n_forward + 1 + 2 * passes + n_steps, found.n_backward + passes + 2 * n_steps)

@@ -466,3 +466,18 @@ def test_no_attack_is_nearer(trained):
         theirs = attack(PyTorchModel(objective.model, bounds=box, device="cpu"), X, own, epsilons=None)[0]
         met = objective.predict(theirs).argmax(1) != own
         assert met.float().mean() > .9 and (found.values[met] <= 1.02 * (theirs - X).norm(dim=1)[met]).all()
+
+
+def test_designed_starts_stay_in_the_box(monkeypatch):
+    seen = []
+    whole = margin_module.design_input
+    def spy(*args, **kwargs):
+        found = whole(*args, **kwargs)
+        seen.append(found.inputs)
+        return found
+    monkeypatch.setattr(margin_module, "design_input", spy)
+    model = build(lambda: nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 3)))
+    X = randn(30, 3).sigmoid()
+    objective = Objective(model, (X, torch.arange(30) % 3))
+    with quiet(): estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 2), n_directions=2, designed=True, box=(0., 1.))
+    assert len(seen) == 2 and all((x >= 0).all() and (x <= 1).all() for x in seen)
