@@ -473,11 +473,12 @@ def test_designed_starts_stay_in_the_box(monkeypatch):
     whole = margin_module.design_input
     def spy(*args, **kwargs):
         found = whole(*args, **kwargs)
-        seen.append(found.inputs)
+        seen.append((kwargs.get("box"), found.inputs))
         return found
     monkeypatch.setattr(margin_module, "design_input", spy)
     model = build(lambda: nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 3)))
     X = randn(30, 3).sigmoid()
+    box = (X.min().item(), X.max().item())
     objective = Objective(model, (X, torch.arange(30) % 3))
-    with quiet(): estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 2), n_directions=2, designed=True, box=(0., 1.))
-    assert len(seen) == 2 and all((x >= 0).all() and (x <= 1).all() for x in seen)
+    with quiet(): estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 2), n_directions=2, designed=True, box=box)
+    assert len(seen) == 2 and all(b == box and (x >= box[0]).all() and (x <= box[1]).all() for b, x in seen)
