@@ -15,8 +15,8 @@ run: $(READY)  ## train, compute and write the report on real digits
 	$(BIN)/hessnb report --out report --force
 
 test: $(READY)  ## notebooks and tests, without the slow ones
-	$(BIN)/nbdev_test --n_workers 2
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 test-all: $(READY)  ## everything
 	$(BIN)/nbdev_test --n_workers 2 --flags slow

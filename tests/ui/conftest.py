@@ -43,7 +43,7 @@ def server(tmp_path_factory):
         port = s.getsockname()[1]
     args = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--ServerApp.allow_root=True",
             "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={notebooks}"]
-    env = {**os.environ, **{name: str(folder) for name, folder in folders.items()}, "OMP_NUM_THREADS": "2"}
+    env = {**os.environ, **{name: str(folder) for name, folder in folders.items()}, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     with open(home / "log", "w") as log: process = subprocess.Popen(args, env=env, stdout=log, stderr=log, cwd=notebooks)
     address = f"http://127.0.0.1:{port}"
     try:
