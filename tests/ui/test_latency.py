@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hessnb.lab import START, copy_tutorials
-from test_ui_widgets import SETUP
-from timing import timings
+from .test_widgets import SETUP
+from .timing import timings
 
 pytestmark = pytest.mark.slow
 RESULTS = {}

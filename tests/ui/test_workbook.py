@@ -94,4 +94,4 @@ def test_the_start_page_shows_a_working_slider(lab):
     for _ in range(10): lab.page.keyboard.press("ArrowRight")
     lab.until_changed("sliders", before)
     lab.screenshot("start_1300")
-    assert seconds < 60, f"{seconds:.0f} s; on a quiet machine 20 are allowed, see test_ui_latency"
+    assert seconds < 60, f"{seconds:.0f} s; on a quiet machine 20 are allowed, see test_latency"
