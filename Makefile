@@ -16,7 +16,7 @@ run: $(READY)  ## train, compute and write the report on real digits
 
 test: $(READY)  ## notebooks and tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs -n 2 --dist loadfile tests
 
 test-all: $(READY)  ## everything
 	$(BIN)/nbdev_test --n_workers 2 --flags slow
