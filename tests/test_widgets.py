@@ -88,6 +88,8 @@ class TestEigenvectorSliders:
         view.save_button.click()
         saved = torch.load(tmp_path / "moved.pt")
         assert all(torch.equal(saved[name], p) for name, p in view.displaced().state_dict().items())
+        view.save_button.click()
+        assert "FileExistsError" in view.error.value  # nothing is overwritten
         view.path.value = str(tmp_path / "no" / "such" / "folder.pt")
         view.save_button.click()
         assert view.error.value != ""
