@@ -107,6 +107,13 @@ class TestEigenvectorSliders:
         assert view.numbers["expected_loss"] - objective.value() == pytest.approx(exact - objective.value(), rel=.05)
         view.close()
 
+    def test_the_network_is_a_copy(self, plane):
+        objective, pairs = plane
+        for view in (EigenvectorSliders(objective, pairs, n=20), SpectrumExplorer(objective, pairs, n=20), BoundaryExplorer(objective, pairs, n=20)):
+            theirs = {p.data_ptr() for p in objective.model.parameters()}
+            assert not any(p.data_ptr() in theirs for p in view.objective.model.parameters()) and view.objective.model is not objective.model
+            view.close()
+
     def test_refused(self, plane):
         view = EigenvectorSliders(*plane, n=30)
         for bad in [(1., 2.), (9., 0., 0., 0.), (float("nan"), 0., 0., 0.)]:
@@ -138,6 +145,8 @@ class TestSpectrumExplorer:
         if kind == "rows":
             extreme = align(objective, X, pairs.vectors[:1]).cosines[:, 0]
             assert f"example {int(extreme.argmax())}" in view.readout.value and f"example {int(extreme.argmin())}" in view.readout.value
+        a = align(objective, X, pairs.vectors[:1]).cosines[:, 0]
+        assert view._extremes()[0][0] == a.argmax() and view._extremes()[1][0] == a.argmin()
         before = view.spectrum.value
         view.toggle.value = "linear"
         assert view.scale == "linear" and share_changed(before, view.spectrum.value) > .002
