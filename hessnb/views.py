@@ -30,6 +30,7 @@ from .lanczos import EigenPairs
 from .objective import Objective, own_modes
 from .plots import CLASS_COLORS, plot_spectrum
 from .probe import Plane, _check_inputs
+from .probe_plots import _MARKERS
 
 # %% ../nbs/14_views.ipynb #df098f3f
 def feature_plane(
@@ -122,8 +123,6 @@ def boundary_lines(
     return lines
 
 # %% ../nbs/14_views.ipynb #41df3add
-_MARKERS = "os^DvPX<>*"
-
 def _png(canvas: FigureCanvasAgg) -> bytes:
     "What is on the canvas, as a PNG."
     file = io.BytesIO()

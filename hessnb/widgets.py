@@ -251,15 +251,16 @@ def _affordable_points(objective: Objective, X: Tensor, plane: Plane | None, mos
     grid_scores(objective, trial)
     return int(min(most, max(least, least * math.sqrt(_SECONDS / max(time.perf_counter() - start, 1e-6)))))
 
-def _default_plane(objective: Objective, X: Tensor) -> Plane | None:
-    "The input space for two features, else a plane through three examples, of different classes where there are three."
-    if X[0].numel() == 2: return None
+def _three_examples(objective: Objective, X: Tensor) -> tuple[int, int, int]:
+    "Rows of three examples, predicted as different classes where there are three."
+    if len(X) < 3: raise ValueError(f"a plane needs three examples, got {len(X)}")
     y = objective.predict(X).argmax(1)
     first = [int((y == c).nonzero()[0]) for c in y.unique()]
-    rest = [i for i in range(len(X)) if i not in first]
-    chosen = (first + rest)[:3]
-    if len(chosen) < 3: raise ValueError(f"a plane needs three examples, got {len(X)}")
-    return plane_through(X[chosen])
+    return tuple((first + [i for i in range(len(X)) if i not in first])[:3])
+
+def _default_plane(objective: Objective, X: Tensor) -> Plane | None:
+    "The input space for two features, else a plane through three examples, of different classes where there are three."
+    return None if X[0].numel() == 2 else plane_through(X[list(_three_examples(objective, X))])
 
 def _drawn(objective: Objective) -> Objective:
     "The objective in single precision: enough for pictures."
@@ -288,7 +289,7 @@ class EigenvectorSliders(View):
         self.objective, self.pairs, self.k = objective, pairs, min(k, len(pairs))
         self.lengths = curvature_lengths(pairs.values[:self.k])
         if not torch.isfinite(self.lengths).all(): raise ValueError(f"eigenvalues {pairs.values[:self.k].tolist()}: there is no curvature length for a zero one; show fewer with k=")
-        self._picture_of, self._at = _drawn(objective), None
+        self._picture_of = _drawn(objective)
         plane = _default_plane(objective, X) if plane is None else plane
         self.grid = view_grid(self._picture_of, X, plane, n=n or _affordable_points(self._picture_of, X, plane))
         scores = grid_scores(self._picture_of, self.grid)
@@ -537,7 +538,7 @@ class BoundaryExplorer(View):
         self._laid = self._last_point = None
         self.picture, self.detail = Picture(width=size[0], height=size[1], pointable=True), Picture(width=320, height=420)
         super().__init__("boundary", self._controls(), [self.picture] + [self.detail] * (self.kind == "images"))
-        with self.quietly(): self.plane, self.examples, self.directions = self.planes[0], self._first_examples(), (0, min(1, self.k - 1))
+        with self.quietly(): self.plane, self.examples, self.directions = self.planes[0], _three_examples(objective, X), (0, min(1, self.k - 1))
         for control, name in ((self.plane_choice, "plane"), (self.layer_choice, "layer")): self.bind(control, name)
         self.refresh()
 
@@ -556,15 +557,8 @@ class BoundaryExplorer(View):
 
 # %% ../nbs/15_widgets.ipynb #2d7d30d9
 @patch
-def _first_examples(self: BoundaryExplorer) -> tuple[int, int, int]:
-    "Three examples, predicted as different classes where there are three."
-    y = self.objective.predict(self.X).argmax(1)
-    first = [int((y == c).nonzero()[0]) for c in y.unique()]
-    return tuple((first + [i for i in range(len(self.X)) if i not in first])[:3])
-
-@patch
 def _controls(self: BoundaryExplorer) -> list[ipywidgets.Widget]:
-    width, D = lambda px: ipywidgets.Layout(width=f"{px}px"), self.X[0].numel()
+    width = lambda px: ipywidgets.Layout(width=f"{px}px")
     self.plane_choice = ipywidgets.Dropdown(options=self.planes, description="plane", layout=width(300))
     self.layer_choice = ipywidgets.Dropdown(options=[("predictions", -1), *((f"alignment with v{i + 1}", i) for i in range(self.k))], description="show", layout=width(300))
     number = lambda most: ipywidgets.BoundedIntText(0, min=0, max=most, layout=width(85))
@@ -604,7 +598,7 @@ def _show_controls(self: BoundaryExplorer) -> None:
 @patch
 def _find_plane(self: BoundaryExplorer) -> tuple[Plane | None, tuple[str, str] | None]:
     "The plane that the state asks for, and the names of its axes."
-    N, chosen = len(self.X), self.X[list(self.examples)]
+    chosen = self.X[list(self.examples)]
     if self.plane == "input space": return None, tuple(self.feature_names) if self.feature_names[0] != "x1" else None
     if self.plane == "principal axes": return plane_through(self.X), None
     if self.plane == "two features": return feature_plane(chosen[0], *self.features), tuple(self.feature_names[j] for j in self.features)

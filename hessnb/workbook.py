@@ -145,7 +145,7 @@ def _run(self: Workbook) -> None:
 def _find_pairs(self: Workbook, name: str, model: nn.Module | Objective) -> None:
     "Objective and eigenpairs of one model, and its explorers."
     self.progress.say(f"{name}: looking at model and data")
-    net = getattr(model, "model", model)  # a `Minimum` has one
+    net = model if isinstance(model, nn.Module) else getattr(model, "model", model)  # a `Minimum` holds one
     if isinstance(model, Objective): objective = own_copy(model)
     else: objective = Objective(_clone(net) if isinstance(net, nn.Module) else net, self.data, self.loss, params=self.params)
     self.objectives[name] = objective
@@ -186,7 +186,8 @@ def _examine(self: Workbook) -> None:
 @patch
 def _show_numbers(self: Workbook) -> None:
     "The tab of numbers: a table of the models, or of what is known so far, and the export."
-    if self.examinations: table = Comparison(self.examinations)._repr_html_()
+    style = "<style>.hessnb-workbook td, .hessnb-workbook th { padding: 2px 12px 2px 0; text-align: left }</style>"
+    if self.examinations: table = style + Comparison(self.examinations)._repr_html_()
     else: table = "<br>".join(f"{name}: {len(p)} eigenpairs, the largest {p.values[0]:.4g}" for name, p in self.pairs.items())
     self.numbers.value = table
     self._add("numbers", ipywidgets.VBox([self.numbers, ipywidgets.HBox([self.folder, self.export_button])]))

@@ -341,6 +341,18 @@ class TestWorkbook:
             with pytest.raises(RuntimeError, match="nothing to export"): book.export("nowhere")
             book.close()
 
+    def test_a_module_that_holds_another_is_taken_whole(self):
+        class Wrapped(nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model, self.last = model, nn.Linear(3, 3)
+            def forward(self, x): return self.last(self.model(x))
+        objective, _ = problem("rows")
+        wrapped = Wrapped(objective.model).eval()
+        with quiet(): book = Workbook(wrapped, next(objective.pieces()), k=2, examine=False, background=False)
+        assert book.error.value == "" and book.objectives["model"].n_params == objective.n_params + 12
+        book.close()
+
     def test_stop_before_anything(self):
         objective, _ = problem("rows")
         class Impatient(Workbook):
