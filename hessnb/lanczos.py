@@ -193,6 +193,7 @@ class EigenPairs:
     tol: float  # relative tolerance asked for
     miss_probability: float  # bound on the probability that a copy of a returned eigenvalue was missed; 0 for a dense solve
     stopped: Literal["converged", "precision", "budget", "halted"]  # what ended the iteration; halted: `progress` asked for it
+    n_single: int = 0  # how many of the products were in float32 although the operator is float64
 
     def __len__(self) -> int: return len(self.values)
 
@@ -205,7 +206,7 @@ class EigenPairs:
         worst = self.relative_residuals.max().item()
         head = ", ".join(f"{v:.4g}" for v in self.values[:5].tolist()) + (", ..." if len(self) > 5 else "")
         return (f"EigenPairs({self.which}: [{head}]; {int(self.converged.sum())}/{len(self)} converged to tol={self.tol:g} (stopped: {self.stopped}), "
-                f"largest relative residual {worst:.1e}, {f'missed with p<{self.miss_probability:.1g}' if self.miss_probability else 'nothing missed'}, {self.n_matvecs}+{self.n_certify} products)")
+                f"largest relative residual {worst:.1e}, {f'missed with p<{self.miss_probability:.1g}' if self.miss_probability else 'nothing missed'}, {self.n_matvecs}+{self.n_certify} products{f', {self.n_single} of them in float32' if self.n_single else ''})")
 
 # %% ../nbs/03_lanczos.ipynb #093ba3df
 WHICH = ("LA", "SA", "LM", "BE")
@@ -240,6 +241,8 @@ class _Search:
         self.generator, self.krylov, self.used, self.n_done = generator, Krylov(op, capacity), 0, 0
         self.watch, self.halted = progress if callable(progress) else None, False
         self.least = 0  # products before anything may count as converged
+        self.floor = self.krylov.eps  # of what residual estimates are compared with, in units of the norm: rounding allows no less
+        self.noise = 0.  # bound on the relative error of a product, beyond rounding in the operator's dtype
 
     def random(self) -> Tensor:
         "A Gaussian vector `(P,)`, drawn on the generator's device."
@@ -264,7 +267,7 @@ def assess(self: _Search) -> bool:
     self.index = wanted(self.values, self.k, self.which)
     self.theta, self.estimates, self.scale = self.values[self.index], estimates[self.index], self.values.abs().max().item()
     eps = self.krylov.eps
-    goal = criterion(self.theta, self.scale, self.tol, eps).clamp_min(eps * self.scale)  # rounding allows no less
+    goal = criterion(self.theta, self.scale, self.tol, eps).clamp_min(self.floor * self.scale)
     self.open = self.estimates > goal
     self.n_done = len(self.theta) - int(self.open.sum())
     self.bar.set_postfix_str(f"{self.n_done}/{self.k} pairs", refresh=False)
@@ -313,15 +316,26 @@ def converge(self: _Search) -> bool:
 
 # %% ../nbs/03_lanczos.ipynb #fa2cfd7b
 @patch
+def _ends(self: _Search, theta: Tensor) -> list[tuple[Tensor, int]]:
+    "The wanted values of each end, from the best to the last, and the sign of better."
+    if self.which == "LM": return [(theta.abs(), 1)]
+    high = {"LA": len(theta), "SA": 0, "BE": len(theta) - self.k // 2}[self.which]
+    low = theta[high:].flip(0) if self.which == "BE" else theta[high:]
+    return [(theta[:high], 1), (low, -1)]
+
+@patch
+def _blur(self: _Search, v: float) -> float:
+    "Distance from `v` within which values may be one eigenvalue, split by an unconverged pair."
+    return max(2 * max(self.tol, self.krylov.eps) * (abs(v) + self.krylov.eps ** .5 * self.scale), self.noise * self.scale)
+
+@patch
 def _frontier(self: _Search, found: Tensor, sign: int, own_start: bool) -> list[tuple[float, int]]:
     "`found` runs from the best to the last wanted value of one end; (sigma, sign) beyond which an unseen one would belong to the result."
     if not len(found): return []
-    relative = 2 * max(self.tol, self.krylov.eps)  # nearer values may be one eigenvalue, split by an unconverged pair
-    blur = lambda v: relative * (abs(v) + self.krylov.eps ** .5 * self.scale)
     last = found[-1].item()
-    better = [v for v in found.tolist() if sign * (v - last) > blur(v)]
-    if own_start: edge, width = last, blur(last)
-    elif better: edge, width = better[-1], -blur(better[-1])
+    better = [v for v in found.tolist() if sign * (v - last) > self._blur(v)]
+    if own_start: edge, width = last, self._blur(last)
+    elif better: edge, width = better[-1], -self._blur(better[-1])
     else: return []
     candidates = edge + sign * width * torch.linspace(.25, .75, 33, dtype=torch.float64, device="cpu")
     clear = (candidates[:, None] - (self.values.abs() if self.which == "LM" else self.values)).abs().min(1).values
@@ -330,12 +344,8 @@ def _frontier(self: _Search, found: Tensor, sign: int, own_start: bool) -> list[
 @patch
 def frontiers(self: _Search, own_start: bool) -> list[tuple[float, int]]:
     "Pairs (sigma, sign): an unseen eigenvalue beyond sigma, above for +1 and below for -1, would belong to the result."
-    if self.which == "LM":
-        one = self._frontier(self.theta.abs(), 1, own_start)
-        return one + [(-sigma, -1) for sigma, _ in one]
-    high = {"LA": len(self.theta), "SA": 0, "BE": len(self.theta) - self.k // 2}[self.which]
-    low = self.theta[high:].flip(0) if self.which == "BE" else self.theta[high:]
-    return self._frontier(self.theta[:high], 1, own_start) + self._frontier(low, -1, own_start)
+    found = [f for end, sign in self._ends(self.theta) for f in self._frontier(end, sign, own_start)]
+    return found + [(-sigma, -1) for sigma, _ in found] if self.which == "LM" else found
 
 # %% ../nbs/03_lanczos.ipynb #b3522a14
 @patch
@@ -446,6 +456,7 @@ def top_eigenpairs(
     start: Tensor | None = None,  # `(P,)` or `(j, P)`: earlier vectors to begin with, of any precision
     miss_probability: float = 1e-3,  # goal for the bound on missed copies; 1 skips the probe
     basis_bytes: int = 4 * 2**30,  # memory for the basis; beyond it the search restarts
+    single: bool = True,  # search a large float64 Hessian in float32; pairs and residuals are computed in float64 all the same
     generator: torch.Generator | None = None,  # random start and probes; None: seed 0
     progress: bool | Callable[[int, int], bool | None] = False,  # show a bar, or a function called with (products, pairs found) after each product; if it returns true the search ends
 ) -> EigenPairs:
@@ -463,13 +474,24 @@ def top_eigenpairs(
     generator = generator or torch.Generator().manual_seed(0)
     budget = max(5000, 20 * k) if max_matvecs is None else max_matvecs
     if budget < k: raise ValueError(f"max_matvecs={budget} cannot give k={k} pairs: at least one product each")
+    twin = op.in_single() if single and hasattr(op, "in_single") and 16 * k * row_bytes <= basis_bytes else None  # its basis takes half of the memory, the end at most the rest
     with tqdm(disable=progress is not True, unit=" products") as bar:
         search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
+        if twin is not None: search.turn_to(twin, .5 * tol, capacity)
         search.least = 0 if start is not None else min(capacity - 1, k + 8)  # a first step can look converged by chance
         found, miss, n_matvecs = search.run(start, miss_probability)
+        pairs, n_single = None, 0 if twin is None else search.used
+        if twin is not None and found:
+            pairs = search.polish(op, tol, n_matvecs, miss)
+            if pairs is None:  # single precision is not enough here: begin again
+                start, used = search.krylov.combine(search.S[:, search.index]).sum(0)[None].to(op.dtype), search.used
+                search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
+                search.used = used
+                found, miss, n_matvecs = search.run(start, miss_probability)
     if search.halted and not found: search.settle()
-    vectors = search.krylov.combine(search.S[:, search.index])
-    pairs = _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget")
+    if pairs is None:
+        vectors = search.krylov.combine(search.S[:, search.index]).to(op.dtype)
+        pairs = _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget", n_single)
     if found and miss > miss_probability:
         warnings.warn(f"completeness is not certified: miss_probability={miss:.1g} against the goal {miss_probability:g}, so copies of an eigenvalue may be missing; "
                       "raise basis_bytes or max_matvecs", stacklevel=2)
@@ -501,7 +523,7 @@ def _check_start(op: SymmetricOperator, start: Tensor) -> Tensor:
     return rows.detach().to(op.device, op.dtype)
 
 # %% ../nbs/03_lanczos.ipynb #6736dcd8
-def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvecs: int, n_probe: int, miss: float, stopped: str) -> EigenPairs:
+def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvecs: int, n_probe: int, miss: float, stopped: str, n_single: int = 0) -> EigenPairs:
     "Rayleigh quotients and true residuals of `vectors` `(k, P)`, from one product each."
     values, residuals = torch.empty(len(vectors), dtype=torch.float64, device="cpu"), torch.empty(len(vectors), dtype=torch.float64, device="cpu")
     for i, v in enumerate(vectors):
@@ -514,7 +536,7 @@ def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvec
     scale = max(scale, values.abs().max().item())
     converged = residuals <= criterion(values, scale, tol, torch.finfo(op.dtype).eps)
     if stopped == "converged" and not converged.all(): stopped = "precision"
-    pairs = EigenPairs(values, vectors, residuals, converged, n_matvecs, n_probe + len(values), which, tol, miss, stopped)
+    pairs = EigenPairs(values, vectors, residuals, converged, n_matvecs, n_probe + len(values), which, tol, miss, stopped, n_single)
     if not converged.all(): _warn(pairs, op.dtype)
     return pairs
 
@@ -527,6 +549,67 @@ def _warn(pairs: EigenPairs, dtype: torch.dtype, stacklevel: int = 4) -> None:
     if pairs.stopped == "precision":
         why = f"this is the rounding floor of {dtype}" + ("; refine in double precision: pairs.refine(float64_operator)" if dtype == torch.float32 else "")
     warnings.warn(f"{len(bad)} of {len(pairs)} eigenpairs are above tol={pairs.tol:g} (indices {bad[:8]}, relative residual up to {reached:.1e}): {why}", stacklevel=stacklevel)
+
+# %% ../nbs/03_lanczos.ipynb #e8928ac2
+@patch
+def turn_to(self: _Search, op: SymmetricOperator, tol: float, capacity: int) -> None:
+    "Search on `op`, a coarser form of the operator, to a tolerance of its own."
+    self.op, self.tol, self.krylov, self.noise = op, tol, Krylov(op, capacity), 8 * op.noise
+    self.floor = 0.  # the error of the products is mended later, what lies outside the basis is not
+
+@patch
+def correct(self: Krylov,
+    R: Tensor,  # `(j, P)`, residuals
+    theta: Tensor,  # `(j,)` float64 on the host, their Ritz values, not zero
+    skip: Tensor,  # indices of the basis' own Ritz values that are wanted
+) -> Tensor:  # `(j, P)`
+    "Nearly -(A - theta_i)^-1 r_i, up to a factor: exact inside the basis as far as its projection is, with A = 0 outside."
+    values, S, _ = self.ritz()
+    R = (R / R.norm(dim=1, keepdim=True)).to(self.Q)
+    c = (R @ self.Q.T).double().cpu() @ S
+    inverse = 1 / (values - theta[:, None])
+    inverse[:, skip] = 0.
+    inside = ((c * inverse) @ S.T).to(R) @ self.Q
+    return (R - (c @ S.T).to(R) @ self.Q) / theta[:, None].to(R) - inside
+
+def _orthonormal(rows: Tensor, basis: Tensor) -> Tensor:
+    "Orthonormal rows of the same span, up to what lies in the span of the orthonormal `basis`."
+    for _ in range(2): rows = torch.linalg.qr((rows - (rows @ basis.T) @ basis).T).Q.T
+    return rows.contiguous()
+
+# %% ../nbs/03_lanczos.ipynb #58eb433b
+@patch
+def polish(self: _Search, op: SymmetricOperator, tol: float, n_found: int, miss: float) -> EigenPairs | None:
+    "What a coarse search found as pairs of `op`, with true residuals; None if it cannot be brought to `tol`."
+    krylov, eps, k, worst = self.krylov, torch.finfo(op.dtype).eps, self.k, math.inf
+    edges = [end[-1].item() for end, _ in self._ends(self.theta) if len(end)]
+    size = self.values.abs() if self.which == "LM" else self.values
+    near = torch.stack([(size - edge).abs() <= self._blur(edge) for edge in edges]).any(0)  # may belong to the wanted ones
+    near[self.index] = True
+    skip = near.nonzero().flatten()
+    if len(skip) > k + max(8, k): return None
+    basis = _orthonormal(krylov.combine(self.S[:, skip]).to(op.dtype), krylov.Q[:0].to(op.dtype))
+    images, n_single, self.used = op.matmat(basis), self.used, self.used + len(basis)
+    for _ in range(4):
+        G = (basis @ images.T).double().cpu()
+        values, S = torch.linalg.eigh((G + G.T) / 2)
+        index = wanted(values, k, self.which)
+        theta, mix, scale = values[index], S[:, index].T.to(basis), max(self.scale, values.abs().max().item())
+        V = mix @ basis
+        R = mix @ images - theta[:, None].to(basis) * V
+        residuals, goal = R.norm(dim=1).double().cpu(), criterion(theta, scale, tol, eps)
+        large, before, worst = residuals > goal, worst, (residuals / goal).max().item()
+        if not large.any(): break
+        if worst > before / 4 or not theta[large].abs().min(): return None
+        more = _orthonormal(krylov.correct(R[large], theta[large], skip).to(basis), basis)
+        basis, images, self.used = torch.cat([basis, more]), torch.cat([images, op.matmat(more)]), self.used + len(more)
+    else: return None
+    for end, sign in self._ends(theta):  # ties that float32 sees and float64 does not: what lies between them was not looked for
+        away = sign * (end - end[-1:])
+        fine = 2 * max(tol, eps) * (end.abs() + eps ** .5 * scale)
+        if any(f < a <= self._blur(v) for a, f, v in zip(away.tolist(), fine.tolist(), end.tolist())): return None
+    n_more = len(basis) - len(skip)
+    return EigenPairs(theta, V, residuals, ~large, n_found + n_more, self.used - n_found - n_more, self.which, tol, miss, "converged", n_single)
 
 # %% ../nbs/03_lanczos.ipynb #144f585e
 def dense_eigenpairs(

@@ -6,12 +6,15 @@
 __all__ = ['SymmetricOperator', 'Operator', 'MatrixOperator', 'HessianOperator']
 
 # %% ../nbs/02_operator.ipynb #690da297
+import ctypes
 import math
 import operator
+import os
 import re
+import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -254,6 +257,16 @@ def _record(
     if not (again - recorder.value).norm() <= 1e3 * torch.finfo(v.dtype).eps * scale: raise _CannotRecord("the replay gives something else")
     return program
 
+# %% ../nbs/02_operator.ipynb #8bd2b0a3
+@cache
+def _keep_freed_memory() -> bool:
+    "Let glibc keep freed blocks below 1 GiB, once for the process; true if it agreed."
+    chosen = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
+    if sys.platform != "linux" or chosen: return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
+
 # %% ../nbs/02_operator.ipynb #b04b82f5
 class HessianOperator(Operator):
     "The Hessian of an objective at its parameters, as products."
@@ -268,12 +281,14 @@ class HessianOperator(Operator):
         super().__init__(objective.n_params, objective.dtype, objective.device)
         self.objective = objective
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
-        self.product = product  # "auto" until it is chosen
+        self.product, self._graph_only = product, product == "graph"  # "auto" until it is chosen
+        if self.device.type == "cpu": _keep_freed_memory()
         with own_modes(): self._start()
 
     def _start(self) -> None:
         "Check the model, build the graphs, and try one product."
         check_mode(self.objective.model)
+        self._single = None
         self._leaves = self.objective.leaves()
         self._kept, self._spent = self._linearise(), -math.inf
         if not self._kept: self._graph_size(*next(self.objective.pieces()))
@@ -361,6 +376,55 @@ def _seconds(fn: Callable[[Tensor], Tensor], v: Tensor, n: int = 2) -> float:
         fn(v)[-1].item()
         times.append(time.perf_counter() - start)
     return min(times)
+
+# %% ../nbs/02_operator.ipynb #56dd0f66
+class _Single(Operator):
+    "Products of a float64 operator in float32; they count there too."
+    def __init__(self, op: Operator, programs: list[Callable[[Tensor], Tensor]]):
+        super().__init__(op.shape[0], torch.float32, op.device)
+        self.op, self.programs, self.noise = op, programs, 0.  # noise: relative error of a product
+    def _product(self, v: Tensor) -> Tensor:
+        self.op.n_matvecs += 1
+        return self.run(v)
+    def run(self, v: Tensor) -> Tensor:
+        "A product that is not counted."
+        with own_modes(): return sum(program(v) for program in self.programs)
+
+def _rounded(program: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    "A record with its float64 constants, and whatever it makes of them, in float32."
+    module, storages, double, single = program.__wrapped__.__self__, {}, torch.float64, torch.float32
+    def rounded(t: Tensor) -> Tensor:
+        if t.dtype != double: return t
+        key = _address(t)
+        if key not in storages: storages[key] = torch.empty(0, dtype=double, device=t.device).set_(t.untyped_storage()).to(single)
+        return storages[key].as_strided(t.shape, t.stride(), t.storage_offset())
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    for node in graph.nodes:
+        if node.op == "call_function": node.args, node.kwargs = tree_map(lambda x: single if x is double else x, (node.args, node.kwargs))
+    return torch.no_grad()(fx.GraphModule({n: rounded(c) for n, c in module.named_buffers()}, graph).forward)
+
+_WORTH_ROUNDING = 2**24  # bytes of what is kept, from which a product is bound by arithmetic
+
+@patch
+def in_single(self: HessianOperator) -> Operator | None:
+    "The same products in float32, where that is worth it; else None."
+    fits = self.n_kept == self.objective.n_examples and _WORTH_ROUNDING <= self._kept_bytes <= self.memory_budget * 2 // 3
+    if self.dtype != torch.float64 or self._graph_only or not fits: return None
+    if self._single is None:
+        with own_modes():
+            if self.product == "auto": self._choose()
+            self._single = self._try_single(torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device))
+    return self._single or None
+
+@patch
+def _try_single(self: HessianOperator, v: Tensor) -> Operator | bool:
+    "The twin, or false if there is none or it is far off."
+    try: twin = _Single(self, [_rounded(piece if self.product == "replay" else _record(piece, v)) for piece, _ in self._kept])
+    except Exception: return False  # as in _choose
+    w, u = self._product(v), v.float()
+    twin.noise = ((twin.run(u).double() - w).norm() / w.norm()).item()
+    return twin if twin.noise < 1e-4 else False
 
 # %% ../nbs/02_operator.ipynb #a6594759
 _WAYS_OUT = {

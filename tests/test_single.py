@@ -1,0 +1,159 @@
+"A search in float32 for a float64 operator gives the pairs, the residuals and the completeness of a search in float64."
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hessnb.operator
+from conftest import F64, blobs, mlp, prescribed, randn
+from hessnb.lanczos import top_eigenpairs
+from hessnb.minima import cnn
+from hessnb.objective import Objective
+from hessnb.operator import HessianOperator, MatrixOperator
+from test_replay import IMAGES, NETWORKS
+
+X, Y = blobs(45)
+
+
+class Rounded(MatrixOperator):
+    "A matrix in float64 that offers its products in float32, which count here too."
+    def __init__(self, A, coarse=None):
+        super().__init__(A)
+        self.coarse = A.float() if coarse is None else coarse.float()
+    def in_single(self):
+        twin, owner = MatrixOperator((self.coarse + self.coarse.T) / 2), self
+        multiply = twin._product
+        def counted(v):
+            owner.n_matvecs += 1
+            return multiply(v)
+        twin._product, twin.noise = counted, 2e-7
+        return twin
+
+
+def check(op, pairs, k, which, tol):
+    "Against the dense answer: values, residuals, orthogonality, counts."
+    values, A = torch.linalg.eigvalsh(op.A), op.A
+    expected = {"LA": values.flip(0)[:k], "SA": values[:k], "LM": values[values.abs().argsort(descending=True)][:k], "BE": torch.cat([values.flip(0)[:k - k // 2], values[:k // 2].flip(0)])}[which]
+    scale = values.abs().max()
+    key = torch.abs if which == "LM" else torch.clone
+    assert torch.allclose(key(pairs.values), key(expected), rtol=tol, atol=1e-9 * scale.item())
+    V, theta = pairs.vectors, pairs.values
+    assert V.dtype == F64 and (V @ V.T - torch.eye(k, dtype=F64)).abs().max() < 1e-10
+    true = (V @ A - theta[:, None] * V).norm(dim=1)
+    assert torch.allclose(true, pairs.residuals, rtol=1e-3, atol=1e-13 * scale.item())
+    assert pairs.converged.all() and (true <= 1.001 * tol * theta.abs().clamp_min(4e-11 * scale)).all()
+    assert op.n_matvecs == pairs.n_matvecs + pairs.n_certify
+
+
+SPECTRA = {
+    "outliers": np.r_[np.geomspace(100, 1, 10), np.linspace(-.3, .3, 290)],
+    "repeated": np.r_[9, 9, 9, 7, 7, 5, 4, 4, 3, 2.5, np.linspace(-2, 2, 290)],
+    "slow decay": np.geomspace(1, 1e-3, 300) * np.where(np.arange(300) % 4 == 3, -1, 1),
+    "fast decay": np.geomspace(1, 1e-12, 300),
+    "positive and negative": np.r_[5, -5, 4, -4.5, 3, -3, 2, -2, np.linspace(-1, 1, 292)],
+}
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.filterwarnings("error")
+def test_prescribed(name, tol, which):
+    for k in (1, 5, 8):
+        op = Rounded(prescribed(SPECTRA[name]).A)
+        if which in ("SA", "BE") and "decay" in name and k > 1: continue  # values that are zero to rounding have no relative residual
+        if name == "fast decay" and which == "SA": continue
+        check(op, top_eigenpairs(op, k, which=which, tol=tol), k, which, tol)
+
+
+def test_single_is_used_and_counted():
+    op = Rounded(prescribed(SPECTRA["outliers"]).A)
+    pairs = top_eigenpairs(op, 5, tol=1e-3)
+    assert 0 < pairs.n_single < op.n_matvecs == pairs.n_matvecs + pairs.n_certify
+    plain = MatrixOperator(op.A)
+    same = top_eigenpairs(plain, 5, tol=1e-3)
+    assert same.n_single == 0 and pairs.n_matvecs <= same.n_matvecs + 4
+    off = Rounded(op.A)
+    assert top_eigenpairs(off, 5, tol=1e-3, single=False).n_single == 0
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-5, 1e-7, 1e-9])
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_ties_at_the_end(gap, copies):
+    "Values just above the last wanted one, in copies, nearer to it than float32 can see or not."
+    top = [4., 3., 2.] + [1 + gap] * copies + [1.]
+    op = Rounded(prescribed(np.r_[top, np.linspace(-.5, .9, 200)]).A)
+    k = len(top)
+    check(op, top_eigenpairs(op, k, tol=1e-6), k, "LA", 1e-6)
+
+
+def test_a_coarse_operator_that_is_wrong():
+    "Float32 products of another matrix cost time, not the answer."
+    good, bad = prescribed(SPECTRA["outliers"]).A, prescribed(SPECTRA["repeated"], seed=5).A
+    op = Rounded(good, bad)
+    check(op, top_eigenpairs(op, 5, tol=1e-6), 5, "LA", 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_spectra(seed):
+    rng = np.random.default_rng(seed)
+    values = np.r_[rng.choice(np.exp(rng.normal(0, 2, 12)), 20), rng.normal(0, .05, 180)]
+    A = prescribed(values, seed=seed).A
+    for k, tol in ((3, 1e-3), (8, 1e-4), (12, 1e-6)):
+        op = Rounded(A)
+        pairs = top_eigenpairs(op, k, tol=tol, generator=torch.Generator().manual_seed(seed))
+        check(op, pairs, k, "LA", tol)
+
+
+def test_stopped_early():
+    "A stop or a budget in the float32 phase gives what is there, in float64, flagged."
+    op = Rounded(prescribed(SPECTRA["slow decay"]).A)
+    with pytest.warns(UserWarning, match="stopped after"): pairs = top_eigenpairs(op, 8, tol=1e-6, progress=lambda used, done: used >= 15)
+    assert pairs.stopped == "halted" and pairs.vectors.dtype == F64
+    op = Rounded(op.A)
+    with pytest.warns(UserWarning, match="ran out"): pairs = top_eigenpairs(op, 8, tol=1e-6, max_matvecs=15)
+    assert pairs.stopped == "budget" and len(pairs) == 8 and not pairs.converged.all()
+    true = (pairs.vectors @ op.A - pairs.values[:, None] * pairs.vectors).norm(dim=1)
+    assert torch.allclose(true, pairs.residuals, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_twin_of_a_record(name, monkeypatch):
+    monkeypatch.setattr(hessnb.operator, "_WORTH_ROUNDING", 0)
+    make, inputs = NETWORKS[name]
+    objective = Objective(make(), (inputs, torch.arange(len(inputs)) % 4), dtype=F64)
+    op = HessianOperator(objective)
+    twin, v = op.in_single(), randn(objective.n_params)
+    assert twin is not None and twin is op.in_single() and twin.dtype == torch.float32 and twin.noise < 1e-4
+    w, before = op.matvec(v), op.n_matvecs
+    assert (twin.matvec(v.float()) - w).norm() <= 1e-4 * w.norm() and op.n_matvecs == before + 1
+    assert all(t.dtype != F64 for program in twin.programs for t in program.__wrapped__.__self__.buffers())
+    if objective.n_params > 10**6: return  # a search takes minutes here
+    pairs, plain = top_eigenpairs(op, 3, tol=1e-5), top_eigenpairs(op, 3, tol=1e-5, single=False)
+    assert pairs.n_single and not plain.n_single
+    assert torch.allclose(pairs.values, plain.values, rtol=1e-8) and pairs.converged.all()
+
+
+def test_where_there_is_no_twin(monkeypatch):
+    objective = Objective(mlp(), (X, Y))
+    assert HessianOperator(objective).in_single() is None  # too small to be worth it
+    monkeypatch.setattr(hessnb.operator, "_WORTH_ROUNDING", 0)
+    whole = objective.fixed_bytes + 45 * objective.bytes_per_example
+    assert HessianOperator(objective).in_single() is not None
+    assert HessianOperator(objective, product="graph").in_single() is None
+    assert HessianOperator(objective, memory_budget=whole).in_single() is None
+    assert HessianOperator(objective, memory_budget=whole // 2).in_single() is None
+    assert HessianOperator(Objective(mlp(), (X, Y), dtype=torch.float32)).in_single() is None
+    with torch.no_grad():  # constants beyond the range of float32
+        huge = Objective(nn.Linear(3, 4).double(), (X * 1e60, Y), lambda out, t: out.square().sum(1))
+    assert HessianOperator(huge).in_single() is None
+
+
+def test_large_hessian_takes_the_twin():
+    "Nothing is set by hand here: a network of convolutions on enough images."
+    images = IMAGES.repeat(6, 1, 1, 1) + .1 * randn(72, 1, 28, 28)
+    op = HessianOperator(Objective(cnn(4).double(), (images, torch.arange(72) % 4)))
+    assert op._kept_bytes > 2**24
+    pairs = top_eigenpairs(op, 4, tol=1e-3)
+    assert pairs.n_single > len(pairs) and pairs.converged.all()
+    assert "in float32" in repr(pairs)
