@@ -5,14 +5,16 @@
     python benchmarks/peers.py --only cnn lenet      problems whose name contains one of these
     python benchmarks/peers.py --summary             tables and plot from the rows that are there
 
-Every run is a process of its own with the same number of threads; the runs of a problem are interleaved, repetition by repetition. A clock covers all that a user waits for: from a model and its
-data to the eigenvectors. Short runs are made twice in the process and the second one counts, because the first loads code; its time is kept as `cold`. Memory is the growth of the process's high-water
-mark over the first. Afterwards, outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are
+Every run is a process of its own, forked from one that has imported everything and computed nothing, with the same number of threads; the runs of a problem are interleaved, repetition by repetition.
+A clock covers all that a user waits for: from a model and its data to the eigenvectors. Short runs are made twice in the process and the second one counts, because the first loads code; its time is
+kept as `cold`. Long ones are repeated less often: see `ENOUGH`. Memory is the growth of the process's high-water mark over the first. Afterwards, outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are
 computed in float64 with products by plain double backward, lambda being their Rayleigh quotient, and the worst one is kept: a solver is compared only where it reached the goal. Rows go to `peers.jsonl` in
 `--out`; the benchmark goes on where it was stopped. Remove rows to measure them again.
 """
 import argparse
+import importlib
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -39,7 +41,8 @@ from hessnb.objective import Objective
 from hessnb.operator import HessianOperator
 
 FLOOR = {"float32": 1e-4, "float64": 0.}  # float32 products are not exact enough for a smaller true residual, whoever computes
-WARM = 20.  # seconds; a solver that is done sooner is asked twice, and the second time counts: the first one loads code
+WARM = 5.  # seconds; a solver that is done sooner is asked twice, and the second time counts: the first one loads code
+ENOUGH = 20.  # seconds; once a solver's runs on a problem add up to this, it is not repeated
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | Non
         vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
         cold = seconds = time.perf_counter() - start
         peak = kib("VmHWM") - before
-        if cold < WARM:
+        if cold < WARM and peak < 4 * 2**20:
             start = time.perf_counter()
             vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
             seconds = time.perf_counter() - start
@@ -245,14 +248,26 @@ class Rows:
         return row
 
 
-def child(args: argparse.Namespace, *what: str) -> dict:
-    "The result of one run in a fresh process: its last line of output, or the reason why there is none."
-    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
-    command = [sys.executable, __file__, "--work", str(args.work), "--threads", str(args.threads), "--child", *what]
-    try: done = subprocess.run(command, capture_output=True, text=True, timeout=args.limit, env=env)
-    except subprocess.TimeoutExpired: return dict(failed=f"over the limit of {args.limit} s")
-    if done.returncode: return dict(failed=(done.stderr.strip().splitlines() or ["no message"])[-1][:300])
-    return json.loads(done.stdout.splitlines()[-1])
+def load_peers() -> None:
+    "Import what the solvers need, so that no clock sees it."
+    for name in ("curvlinops", "backpack.hessianfree.hvp", "hessian_eigenthings", "pyhessian"): importlib.import_module(name)
+
+
+def child(args: argparse.Namespace, fn: Callable, *what) -> dict:
+    "What `fn` returns in a forked process, or the reason why there is nothing."
+    receive, send = multiprocessing.Pipe(duplex=False)
+    def work():
+        torch.set_num_threads(args.threads)
+        try: send.send(fn(*what))
+        except Exception as e: send.send(dict(failed=f"{type(e).__name__}: {e}"[:300]))
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    send.close()
+    try: return receive.recv() if receive.poll(args.limit) else dict(failed=f"over the limit of {args.limit:g} s")
+    except EOFError: return dict(failed="the process died")
+    finally:
+        process.kill()
+        process.join()
 
 
 def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int | None:
@@ -260,7 +275,7 @@ def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int 
     for factor in STEPS:
         steps = round(factor * (problem.k + 10))
         found = rows.find(part="steps", problem=problem.key, steps=steps)
-        row = found[0] if found else rows.add(part="steps", problem=problem.key, steps=steps, **child(args, json.dumps(asdict(problem)), "hessian-eigenthings", "0", str(steps)))
+        row = found[0] if found else rows.add(part="steps", problem=problem.key, steps=steps, **child(args, run, problem, "hessian-eigenthings", 0, args.work, steps))
         if "failed" in row: return None
         if row["residual"] <= problem.goal / 4 and row["overlap"] < .1: return steps  # other starts take a step or two more
     return None
@@ -269,15 +284,17 @@ def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int 
 def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> None:
     "All runs that have no row yet; a solver that failed once is not tried again on that problem."
     for problem in problems:
-        build(problem, args.work)
+        child(args, lambda problem=problem: bool(build(problem, args.work)))
         steps = enough_steps(args, rows, problem) if "hessian-eigenthings" in args.solvers else None
         for repetition in range(args.repetitions):
             for solver in args.solvers:
                 key = dict(part="pairs", problem=problem.key, solver=solver)
                 if rows.find(**key, repetition=repetition) or any("failed" in r for r in rows.find(**key)): continue
+                if sum(r["seconds"] for r in rows.find(**key)) > ENOUGH: continue
                 if solver == "hessian-eigenthings" and steps is None: result = dict(failed="no number of steps of the ladder reached the goal")
                 elif solver == "PyHessian" and problem.dtype == "float64": result = dict(failed="its vectors are float32")
-                else: result = child(args, json.dumps(asdict(problem)), solver, str(repetition), str(steps or 0))
+                elif solver == "PyHessian" and problem.k > 5 and problem.network != "mlp": result = dict(failed="not run: up to 100 k products")
+                else: result = child(args, run, problem, solver, repetition, args.work, steps or 0)
                 row = rows.add(**key, repetition=repetition, **asdict(problem), **result)
                 print(problem.key, solver, repetition, {k: row[k] for k in ("seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
 
@@ -380,7 +397,7 @@ def medians(rows: Rows) -> Iterator[dict]:
             continue
         p = Problem(**{k: found[0][k] for k in ("network", "n", "k", "tol", "dtype")})
         seconds = [r["seconds"] for r in found]
-        yield dict(problem=problem, solver=solver, n_params=found[0]["n_params"], runs=len(found), threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds), cold=statistics.median(r["cold"] for r in found),
+        yield dict(problem=problem, solver=solver, **asdict(p), n_params=found[0]["n_params"], runs=len(found), threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds), cold=statistics.median(r["cold"] for r in found),
                    mib=statistics.median(r["mib"] for r in found), products=statistics.median(r["products"] for r in found), residual=max(r["residual"] for r in found),
                    overlap=max(r["overlap"] for r in found), reached=all(r["residual"] <= p.goal and r["overlap"] < .1 for r in found))
 
@@ -405,42 +422,60 @@ def summarise(args: argparse.Namespace, rows: Rows) -> None:
     "Write `peers.md`, `peers.json` and `peers.png`."
     pairs, extras = list(medians(rows)), [r for r in rows.find(part="extra") if "failed" not in r]
     curves = {axis: sorted((r for r in extras if r["name"][:2] == ["scaling", axis]), key=lambda r: r["x"]) for axis in CURVES}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    machine = f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
     lines = [f"Measured on {machine}. Every run in a process of its own, interleaved. Threads: {', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.", "", table(pairs), ""]
     for r in extras:
         if r["name"][0] != "scaling": lines.append(f"- {' '.join(r['name'])}: " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
     lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})" for axis, points in curves.items() if len(points) > 2]
     (args.out / "peers.md").write_text("\n".join(lines) + "\n")
     (args.out / "peers.json").write_text(json.dumps(dict(machine=machine, pairs=pairs, extras=extras), indent=1) + "\n")
-    plot(args.out / "peers.png", pairs)
+    plot(args.out / "peers.png", pairs, curves)
     print("\n".join(lines))
 
 
-def plot(path: Path, rows: list[dict]) -> None:
-    "Time of each solver that reached the goal, one group of bars for each problem."
+def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
+    "Left: every solver's time over hessnb's where both reached the goal. Right: seconds over N, P and k, with the fitted exponent."
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    good = [r for r in rows if r.get("reached")]
-    if not good: return
-    problems, solvers = list(dict.fromkeys(r["problem"] for r in good)), [s for s in SOLVERS if any(r["solver"] == s for r in good)]
-    fig, ax = plt.subplots(figsize=(8, 1 + .8 * len(problems)), layout="constrained")
-    for i, solver in enumerate(solvers):
-        mine = [r for r in good if r["solver"] == solver]
-        y = [problems.index(r["problem"]) + .8 * (i / len(solvers) - .5) for r in mine]
-        ax.barh(y, [r["seconds"] for r in mine], .8 / len(solvers), label=solver, xerr=[[r["seconds"] - r["low"] for r in mine], [r["high"] - r["seconds"] for r in mine]], error_kw=dict(lw=.8))
-    ax.set(yticks=range(len(problems)), yticklabels=problems, xscale="log", xlabel="seconds, median and range", title="Eigenpairs at equal true residual")
+    import matplotlib.ticker
+    base = {r["problem"]: r for r in rows if r["solver"] == "hessnb" and r.get("reached")}
+    if not base: return
+    names, solvers = list(base), [s for s in SOLVERS if s != "hessnb" and any(r["solver"] == s and r.get("reached") for r in rows)]
+    shown = {axis: points for axis, points in curves.items() if len(points) > 2}
+    fig = plt.figure(figsize=(10 if shown else 7, 1.4 + .27 * len(names)), layout="constrained")
+    left, *right = fig.subfigures(1, 2, width_ratios=[2.6, 1]) if shown else [fig]
+    ax = left.subplots()
+    ax.axvline(1, color="k", lw=1)
+    for solver, marker in zip(solvers, "|osD^"):
+        mine = [r for r in rows if r["solver"] == solver and r.get("reached") and r["problem"] in base]
+        ax.plot([r["seconds"] / base[r["problem"]]["seconds"] for r in mine], [names.index(r["problem"]) for r in mine], marker, ms=7 if marker == "|" else 5, alpha=.8, label=solver)
+    labels = []
+    for name in names:
+        p = Problem(**{k: base[name][k] for k in ("network", "n", "k", "tol", "dtype")})
+        labels.append(f"{p.network}, N={p.n:,}, k={p.k}, tol={p.tol:g}, {p.dtype}: {base[name]['seconds']:.3g} s")
+    ax.set(yticks=range(len(names)), yticklabels=labels, xscale="log", xlabel="time relative to hessnb (left of the line: faster)", title="The same eigenpairs, at equal true residual")
+    ax.tick_params(axis="y", labelsize=8)
+    ax.grid(axis="x", alpha=.3)
     ax.invert_yaxis()
-    ax.legend(fontsize=8)
+    left.legend(fontsize=8, loc="outside lower center", ncols=3)
+    for ax, (axis, points) in zip(right[0].subplots(len(shown), 1) if shown else [], shown.items()):
+        ax.loglog([p["x"] for p in points], [p["seconds"] for p in points], "o-", ms=4)
+        ax.set(xlabel=dict(N="examples N", P="parameters P", k="pairs k")[axis], ylabel="seconds", title=f"{'search' if axis == 'k' else 'product'}: {axis}$^{{{exponent(points):.2f}}}$")
+        for side in (ax.xaxis, ax.yaxis): side.set_minor_formatter(matplotlib.ticker.NullFormatter())
     fig.savefig(path, dpi=100)
+    plt.close(fig)
 
 
 def problems(quick: bool) -> list[Problem]:
     "The list of the benchmark, from small to large."
     if quick: return [Problem("mlp", 150), Problem("mlp", 150, tol=1e-6, dtype="float64"), Problem("cnn", 450, k=5), Problem("lenet", 500, k=5)]
-    out = [Problem(net, n, k, tol, dtype) for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000)) for dtype in ("float32", "float64") for k in (5, 20, 100) for tol in (1e-3, 1e-6)]
-    out += [Problem("lenet", 5000, k, tol) for k in (5, 20) for tol in (1e-3, 1e-6)]
-    return out + [Problem(net, n, k, tol) for net, n in (("encoder", 64), ("resnet", 64), ("resnet", 256)) for k in (5, 20) for tol in (1e-3, 1e-6)]
+    small = (("mlp", 150), ("cnn", 450), ("lenet", 1000))
+    out = [Problem(net, n, k) for k in (5, 20) for net, n in (*small, ("lenet", 5000), ("encoder", 64))]  # float32 allows no true residual of 1e-6
+    out += [Problem(net, n, k, tol, "float64") for k in (5, 20) for tol in (1e-3, 1e-6) for net, n in small]
+    out += [Problem("resnet", 64, 5), *(Problem(net, n, 100) for net, n in small), Problem("mlp", 150, 100, 1e-3, "float64"), Problem("mlp", 150, 100, 1e-6, "float64")]
+    return [*out, Problem("resnet", 64, 20), Problem("resnet", 256, 5)]
 
 
 def main() -> None:
@@ -454,20 +489,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one run; a solver that exceeds it is not tried again")
     parser.add_argument("--summary", action="store_true", help="measure nothing")
-    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    if args.child:
-        if args.child[0] == "extra": print(json.dumps(extra(*args.child[1:], folder=args.work)))
-        else: print(json.dumps(run(Problem(**json.loads(args.child[0])), args.child[1], int(args.child[2]), args.work, int(args.child[3]))))
-        return
     args.repetitions = args.repetitions or (3 if args.quick else 5)
     rows, fits = Rows(args.out / "peers.jsonl"), lambda name: any(part in name for part in args.only)
     if not args.summary:
+        load_peers()
         measure(args, rows, [p for p in problems(args.quick) if fits(p.key)])
         for name in EXTRAS:
             if not fits(" ".join(name)) or args.quick or rows.find(part="extra", name=list(name)): continue
-            print(rows.add(part="extra", name=list(name), **child(args, "extra", *name)), flush=True)
+            print(rows.add(part="extra", name=list(name), **child(args, lambda name=name: extra(*name, folder=args.work))), flush=True)
     summarise(args, rows)
 
 

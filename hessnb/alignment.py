@@ -165,8 +165,10 @@ def _dots_and_squares(acts: dict, layers: dict[str, nn.Linear], blocks: dict[str
         if weight is not None:
             W = weight.view(k, layers[name].out_features, layers[name].in_features)
             left, right, W = (error, a, W) if a.shape[1] < error.shape[1] else (a, error, W.transpose(1, 2))
-            between = (left @ W.permute(1, 0, 2).reshape(W.shape[1], -1)).view(len(a), k, -1)
-            dots = dots + torch.bmm(between, right[:, :, None])[:, :, 0]
+            if a.device.type == "cpu" and len(a) * right.shape[1] > 2**16: dots = dots + torch.stack([((left @ w) * right).sum(1) for w in W], 1)  # stays in the cache
+            else:
+                between = (left @ W.permute(1, 0, 2).reshape(W.shape[1], -1)).view(len(a), k, -1)
+                dots = dots + torch.bmm(between, right[:, :, None])[:, :, 0]
             squares = squares + error.square().sum(1) * a.square().sum(1)
         if bias is not None: dots, squares = dots + error @ bias.T, squares + error.square().sum(1)
     return dots, squares

@@ -8,8 +8,11 @@ __all__ = ['Loss', 'as_loss', 'preserve_rng', 'own_modes', 'isolated', 'as_batch
 
 # %% ../nbs/01_objective.ipynb #cf80ed02
 import copy
+import ctypes
 import functools
+import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -262,6 +265,16 @@ def check_repeatable(batches: Iterable) -> None:
     if len(second) < len(first): raise RuntimeError(f"data ran dry: {len(first)} batches in the first pass, {len(second)} in the second; pass a list of batches")
     if first != second: raise RuntimeError("data differs from pass to pass (shuffling or random augmentation): fix the order and the random transforms")
 
+# %% ../nbs/01_objective.ipynb #8bd2b0a3
+@functools.cache
+def _keep_freed_memory() -> bool:
+    "Let glibc keep freed blocks below 1 GiB, once for the process; true if it agreed."
+    chosen = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
+    if sys.platform != "linux" or chosen: return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
+
 # %% ../nbs/01_objective.ipynb #bad7312f
 class Objective:
     "Mean loss of `model` over `data` as a function of the chosen parameters."
@@ -292,6 +305,7 @@ class Objective:
             self._frozen = {n: t.detach().clone() for n, t in state.items() if n not in chosen}
             self._fixed = {n: self._place(t) for n, t in self._frozen.items()}
         self._batches = as_batches(data, batch_size)
+        if self.device.type == "cpu": _keep_freed_memory()
         self._audit()
 
 # %% ../nbs/01_objective.ipynb #8f9e70b8

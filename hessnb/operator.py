@@ -6,15 +6,12 @@
 __all__ = ['SymmetricOperator', 'Operator', 'MatrixOperator', 'HessianOperator']
 
 # %% ../nbs/02_operator.ipynb #690da297
-import ctypes
 import math
 import operator
-import os
 import re
-import sys
 import time
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -257,16 +254,6 @@ def _record(
     if not (again - recorder.value).norm() <= 1e3 * torch.finfo(v.dtype).eps * scale: raise _CannotRecord("the replay gives something else")
     return program
 
-# %% ../nbs/02_operator.ipynb #8bd2b0a3
-@cache
-def _keep_freed_memory() -> bool:
-    "Let glibc keep freed blocks below 1 GiB, once for the process; true if it agreed."
-    chosen = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
-    if sys.platform != "linux" or chosen: return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-    return mallopt is not None and bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 2**30))
-
 # %% ../nbs/02_operator.ipynb #b04b82f5
 class HessianOperator(Operator):
     "The Hessian of an objective at its parameters, as products."
@@ -282,7 +269,6 @@ class HessianOperator(Operator):
         self.objective = objective
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
         self.product, self._graph_only = product, product == "graph"  # "auto" until it is chosen
-        if self.device.type == "cpu": _keep_freed_memory()
         with own_modes(): self._start()
 
     def _start(self) -> None:
