@@ -398,7 +398,7 @@ def _consider_block(self: HessianOperator,
 ) -> None:
     "Record if the products ahead pay for it, and compare a block of products with a loop, once."
     if self.n_kept < self.objective.n_examples or self.product == "graph": return
-    if self.product == "auto" and seconds * ahead <= _RECORDING * self._n_nodes: return
+    if self.product == "auto" and self._spent + seconds * ahead <= _RECORDING / 2 * self._n_nodes: return
     most = _BLOCK_BYTES // (self.objective.fixed_bytes + max(n for _, n in self._kept) * self.objective.bytes_per_example)
     self._block_rows = 1
     with own_modes():
