@@ -31,7 +31,7 @@ def log_escape_probability(
 class _Range:
     "Orthonormal rows Q, their products W, and the projection T of the operator on them."
     def __init__(self, op: SymmetricOperator, capacity: int):
-        self.op, self.capacity, self.m, self.scale = op, capacity, 0, 0.
+        self.op, self.capacity, self.m, self.scale, self.asymmetry = op, capacity, 0, 0., 0.
         self.basis = torch.empty(0, op.shape[0], dtype=op.dtype, device=op.device)  # the first m rows hold Q; grows
         self.products, self.projected = self.basis.clone(), torch.empty(0, 0, dtype=torch.float64, device="cpu")
         self.pending, self.coupling = self.basis[:0], torch.zeros(0, 0, dtype=torch.float64, device="cpu")  # rows beyond Q, and `(s, m)`: W = T Q + coupling^T pending
@@ -43,7 +43,9 @@ class _Range:
     @property
     def eps(self) -> float: return torch.finfo(self.op.dtype).eps
     @property
-    def noise(self) -> float: return 4 * self.eps * self.scale  # remainders below this are rounding
+    def noise(self) -> float: return self.asymmetry * math.sqrt(self.op.shape[0])  # norm of what rounding adds to the product with a unit vector
+    @property
+    def resolution(self) -> float: return 2 * self.asymmetry * math.sqrt(self.m)  # what it may add to an eigenvalue of T
 
     def multiply(self, V: Tensor) -> Tensor:
         "Products with rows; `ValueError` if one is not finite."
@@ -83,13 +85,14 @@ def expand(self: _Range, drop: float = 0.) -> float:
     self._store(Z, W := self.multiply(Z))
     self.pending = Z[:0]
     H = W @ self.Q.T
-    self.projected[m:self.m, :self.m] = H.double().cpu()
+    rows = H.double().cpu()
+    mirror = torch.cat([self.coupling, rows[:, m:].T], 1)  # the same numbers from the products of the other side
+    self.projected[m:self.m, :self.m] = (rows + mirror) / 2
     self.projected[:m, m:self.m] = self.projected[m:self.m, :m].T
-    self.projected[m:self.m, m:self.m] = (self.projected[m:self.m, m:self.m] + self.projected[m:self.m, m:self.m].T) / 2
-    self.scale = max(self.scale, W.norm(dim=1).max().item())
+    self.scale, self.asymmetry = max(self.scale, W.norm(dim=1).max().item()), max(self.asymmetry, (rows - mirror).square().mean(1).max().sqrt().item())
     rest = torch.addmm(W, H, self.Q, alpha=-1)
     if self.m == self.op.shape[0]: rest = rest[:0]
-    self.pending, toward = self.orthonormalise(rest, max(drop * self.scale, self.noise))
+    self.pending, toward = self.orthonormalise(rest, max(drop, 4 * self.eps * self.scale))
     self.coupling = torch.zeros(len(self.pending), self.m, dtype=torch.float64, device="cpu")
     self.coupling[:, self.m - toward.shape[1]:] = toward
     return toward.norm(dim=1).max().item() if len(toward) else 0.
@@ -123,10 +126,15 @@ class _Search:
         self.range, self.block = _Range(op, capacity), min(block_size, max(8, op.shape[0] // 8), op.shape[0])
         self.watch, self.halted = progress if callable(progress) else None, False
         self.used = self.tested = 0  # products: all, and those of tests
-        self.drop = .1 * tol * max(rtol, self.range.eps ** (2 / 3))  # a tenth of what the smallest wanted pair may have as residual
 
     @property
-    def threshold(self) -> float: return self.rtol * self.range.scale
+    def threshold(self) -> float: return max(self.rtol * self.range.scale, self.range.resolution)
+
+    @property
+    def drop(self) -> float:
+        "Smaller remainders are left out: a tenth of the residual that the smallest wanted pair may have; the rounding of the products, where that is not far below the threshold."
+        noise = self.range.noise
+        return max(.1 * self.tol * max(self.rtol, self.range.eps ** (2 / 3)) * self.range.scale, noise if noise > .01 * self.threshold else 0.)
 
     def gaussian(self, k: int) -> Tensor:
         "Random rows `(k, P)`, drawn on the generator's device."
@@ -152,7 +160,8 @@ class _Search:
         "Take products with Gaussian vectors as new pending rows, as far as they are above rounding; how many these are."
         space = self.range
         size = Y.norm(dim=1).max().item()
-        rows, _ = space.orthonormalise(space.outside(Y), space.eps * math.sqrt(Y.shape[1]) * max(size, space.scale))
+        drop = math.sqrt(Y.shape[1]) * max(space.eps * max(size, space.scale), self.drop)
+        rows, _ = space.orthonormalise(space.outside(Y), drop)
         space.pending = torch.cat([space.pending, rows])
         space.coupling = torch.cat([space.coupling, torch.zeros(len(rows), space.m, dtype=torch.float64, device="cpu")])
         return len(rows)
@@ -166,7 +175,7 @@ def assess(self: _Search) -> bool:
     self.range.scale = max(self.range.scale, self.values.abs().max().item())
     self.ends = self.range.coupling @ self.S  # `(s, m)`, the remainders of the Ritz pairs
     left, size = self.ends.norm(dim=0), self.values.abs()
-    goal = criterion(self.values, self.range.scale, self.tol, self.range.eps).clamp_min(self.range.noise)
+    goal = criterion(self.values, self.range.scale, self.tol, self.range.eps).clamp_min(max(4 * self.range.eps * self.range.scale, self.drop))
     return not ((size + left > self.threshold) & (left > goal)).any()
 
 @patch
@@ -214,8 +223,9 @@ def cut(self: _Search) -> float:
 @patch
 def chains(self: _Search, goal: float, most: int) -> float:
     "The same bound from Lanczos chains, one for each sign, of at most `most` products."
-    mine, total = self.range, 0.
-    most = min(most, mine.capacity - mine.m - len(mine.pending), self.op.shape[0] - mine.m)
+    mine, total, n = self.range, 0., self.op.shape[0]
+    blur = math.sqrt(2 * n / math.pi) * 4 * mine.eps * mine.scale / (.1 * self.cut())  # a chain that ends at rounding cannot tell more
+    most = min(most, mine.capacity - mine.m - len(mine.pending), n - mine.m)
     if most < 1: return 1.
     mine.reserve(mine.m + most)
     for sign in (1, -1):
@@ -226,31 +236,34 @@ def chains(self: _Search, goal: float, most: int) -> float:
         self.count(used)
         self.tested += used
         if found: return 1.
-        total += miss
-    return total
+        total += max(miss, blur)
+    return min(1., total)
 
 # %% ../nbs/10_lowrank.ipynb #a0000100
 @patch
 def run(self: _Search, goal: float) -> tuple[str, float]:
     "Why the search ended, and the bound on the probability that a pair is missing."
-    space, r, attempt = self.range, 16, 0
+    space, attempt, miss = self.range, 0, 1.
     self.begin()
     while True:
         reason = self.grow()
-        if reason: return reason, 1.
+        if reason or self.halted: return reason or "halted", 1.
         if not space.m: return "converged", 0.  # zero times a Gaussian block is zero, and nothing else is
         if goal >= 1: return "converged", 1.
-        attempt += 1
-        share = attempt * (attempt + 1)  # the attempts share the goal: 1/2 + 1/6 + 1/12 + ... = 1
-        log_miss, Y = self.test(min(r, self.op.shape[0] - space.m))
-        miss = share * math.exp(min(log_miss, 0.))
-        if miss <= goal: return "converged", miss
-        longest = Y.norm(dim=1).max().item()
-        if longest <= 2 * math.sqrt(self.op.shape[0] - space.m) * self.threshold:  # a tail below the threshold is as likely as something missed
-            miss = share * self.chains(goal / share, max(64, space.m // 4))
+        k, Y = 16, None
+        while k <= 4 * max(16, self.block):  # once more with as many vectors as are needed, unless these are too many
+            attempt += 1
+            share = attempt * (attempt + 1)
+            log_miss, Y = self.test(min(k, self.op.shape[0]))
+            miss = min(1., share * math.exp(min(log_miss, 0.)))
             if miss <= goal: return "converged", miss
-        if not self.admit(Y) and not len(space.pending): return "converged", min(1., miss)
-        r = min(2 * r, self.block)
+            k = max(2 * k, math.ceil(1.5 * k * math.log(goal / (share + 2 * attempt + 2)) / min(log_miss, -1e-9)))
+        if Y.norm(dim=1).max().item() <= 2 * math.sqrt(self.op.shape[0] - space.m) * self.threshold:  # a tail below the threshold is as likely as something missed
+            attempt += 1
+            share = attempt * (attempt + 1)
+            miss = min(1., share * self.chains(goal / share, max(64, space.m // 4)))
+            if miss <= goal: return "converged", miss
+        if not self.admit(Y[:self.block]) and not len(space.pending): return "converged", miss
 
 # %% ../nbs/10_lowrank.ipynb #a0000110
 @patch
@@ -301,6 +314,8 @@ def nonzero_eigenpairs(
         stopped, miss = search.run(miss_probability)
     if stopped == "full": raise _too_many(search, basis_bytes)
     pairs = _all_dense(search) if stopped == "dense" else search.pairs(stopped, miss)
+    if search.range.resolution > rtol * search.range.scale:
+        warnings.warn(f"the products are exact to {search.range.resolution / search.range.scale:.1g} of the largest eigenvalue, so that takes the place of rtol={rtol:.2g}: smaller eigenvalues are rounding; use double precision, or raise rtol", stacklevel=2)
     if stopped == "halted": warnings.warn(f"the search was stopped after {search.used} products: {len(pairs)} pairs are there, {int(pairs.converged.sum())} of them converged", stacklevel=2)
     elif not pairs.converged.all(): _warn(pairs, op.dtype, 3)
     if stopped == "converged" and miss > miss_probability:
