@@ -47,6 +47,11 @@ class _Range:
     @property
     def resolution(self) -> float: return 2 * self.asymmetry * math.sqrt(self.m)  # what it may add to an eigenvalue of T
 
+    def add(self, rows: Tensor) -> None:
+        "Rows that are orthonormal, and orthogonal to what is there, become pending."
+        self.pending = torch.cat([self.pending, rows])
+        self.coupling = torch.cat([self.coupling, torch.zeros(len(rows), self.m, dtype=torch.float64, device="cpu")])
+
     def multiply(self, V: Tensor) -> Tensor:
         "Products with rows; `ValueError` if one is not finite."
         W = self.op.matmat(V)
@@ -162,8 +167,7 @@ class _Search:
         size = Y.norm(dim=1).max().item()
         drop = math.sqrt(Y.shape[1]) * max(space.eps * max(size, space.scale), self.drop)
         rows, _ = space.orthonormalise(space.outside(Y), drop)
-        space.pending = torch.cat([space.pending, rows])
-        space.coupling = torch.cat([space.coupling, torch.zeros(len(rows), space.m, dtype=torch.float64, device="cpu")])
+        space.add(rows)
         return len(rows)
 
 # %% ../nbs/10_lowrank.ipynb #a0000070

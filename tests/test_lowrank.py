@@ -223,7 +223,7 @@ def state(A, rows, rtol):
     "A search whose basis are these rows, multiplied."
     op = MatrixOperator(A)
     search = lowrank._Search(op, rtol, 1e-6, 8, len(A), seeded(0), type("Bar", (), {"update": lambda self, k: None})(), False)
-    search.range.pending, search.range.coupling = rows, torch.zeros(len(rows), 0, dtype=F64)
+    search.range.add(rows)
     search.range.expand()
     search.range.scale = 1.
     search.assess()
