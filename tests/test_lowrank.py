@@ -137,13 +137,14 @@ def test_hessians(data, layers, n, steps, seed):
     model, op = trained(data, layers, n, steps, seed)
     dense = torch.linalg.eigvalsh(op.to_dense())
     before, rng = op.n_matvecs, torch.get_rng_state()
-    with untouched(model), quiet(): pairs = nonzero_eigenpairs(op, generator=seeded(seed))
+    with untouched(model), quiet("rounding floor"): pairs = nonzero_eigenpairs(op, generator=seeded(seed))
     rank = int((dense.abs() > 1e-8 * dense.abs().max()).sum())
     assert 10 < rank < op.shape[0] / 2  # a case for this function
     assert len(pairs) == rank and op.n_matvecs - before == pairs.n_matvecs + pairs.n_certify < 2 * rank + 100
     kept = dense[dense.abs() > 1e-8 * dense.abs().max()]
     assert (pairs.values.sort().values - kept).abs().max() <= 1e-12 * kept.abs().max()
-    assert pairs.converged.all() and pairs.miss_probability < 1e-3 and torch.equal(rng, torch.get_rng_state())
+    assert (pairs.converged | (pairs.residuals <= 1e-12 * kept.abs().max())).all() and (~pairs.converged).sum() <= 5
+    assert pairs.miss_probability < 1e-3 and torch.equal(rng, torch.get_rng_state())
     true = (op.matmat(pairs.vectors) - pairs.values[:, None] * pairs.vectors).norm(dim=1)
     assert (true <= 1.1 * pairs.residuals + 1e-12 * kept.abs().max()).all()  # up to the rounding of the products
     A = op.to_dense()
@@ -231,6 +232,15 @@ def state(A, rows, rtol):
     return search
 
 
+def test_a_value_below_the_threshold_may_be_above_it():
+    "A Ritz value with a residual that reaches over the threshold keeps the search going."
+    A, rows = torch.diag(torch.tensor([1., .6, 0., 0.], dtype=F64)), torch.eye(4, dtype=F64)[:2]
+    rows[1, 1:3] = torch.tensor([.9, math.sqrt(.19)], dtype=F64)
+    search = state(A, rows, .5)
+    assert search.values[0] < .5 and not search.assess()
+    assert state(A, torch.eye(4, dtype=F64)[:2], .5).assess()
+
+
 def test_the_bound_is_a_bound():
     "One eigenvalue just beyond the threshold, outside of the basis: the share of starts with a bound below alpha is at most alpha."
     A = torch.diag(torch.tensor([1., .5001, .1, -.1, 0., 0.], dtype=F64))
@@ -269,6 +279,16 @@ def test_chains_certify_a_tail():
     with quiet(): pairs = nonzero_eigenpairs(op, rtol=1e-3)
     check(op, values, pairs, 1e-3, pairs.n_matvecs + pairs.n_certify)
     assert pairs.miss_probability > 0 and pairs.n_matvecs < 500
+
+
+def test_attempts_share_the_goal(monkeypatch):
+    "The j-th attempt counts j (j + 1) times."
+    bounds = iter([6e-4, 1e-4, 1e-4])
+    test = lowrank._Search.test
+    monkeypatch.setattr(lowrank._Search, "test", lambda self, k: (math.log(next(bounds)), test(self, k)[1]))
+    op = prescribed(np.r_[np.linspace(1, 2, 9), np.zeros(200)])
+    assert nonzero_eigenpairs(op).miss_probability == pytest.approx(6e-4)  # 1.2e-3 at first, which is above the goal
+    assert nonzero_eigenpairs(op).miss_probability == pytest.approx(2e-4)
 
 
 @pytest.mark.parametrize("norms, sigma, p", [([1., .2], 1., .6826894921 ** 2), ([0.], 1., 0.), ([3.], 1.5, .9544997361), ([1e9] * 5, 1., 1.)])
