@@ -270,6 +270,8 @@ def test_both_signs_are_tested():
         search = state(torch.diag(torch.tensor([1., sign * .9, 0., 0.], dtype=F64)), torch.eye(4, dtype=F64)[:1], .5)
         assert search.test(3)[0] > math.log(1e-3)
         assert search.chains(1e-3, 64) == 1
+    nothing_left = state(torch.diag(torch.tensor([1., 0., 0., 0.], dtype=F64)), torch.eye(4, dtype=F64)[:1], .5)
+    assert 0 < nothing_left.chains(1e-3, 64) < 1e-12  # a chain that ends at rounding does not claim certainty
 
 
 def test_chains_certify_a_tail():
