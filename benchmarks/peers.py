@@ -35,7 +35,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessnb.alignment import align
 from hessnb.data import load_data
-from hessnb.lanczos import dense_eigenpairs, eigenpairs_until, top_eigenpairs
+from hessnb.lanczos import eigenpairs_until, top_eigenpairs
+from hessnb.lowrank import nonzero_eigenpairs
 from hessnb.minima import cnn, lenet5, mlp, resnet18
 from hessnb.objective import Objective
 from hessnb.operator import HessianOperator
@@ -323,16 +324,21 @@ def products(network: str, n: int, dtype: str, folder: Path) -> dict:
 
 
 def all_pairs(folder: Path) -> dict:
-    "Every eigenpair above rounding of the small network, and the dense matrix with `eigh`."
+    "Every eigenpair above rounding of the small network: in blocks, by one-vector Lanczos, and from the dense matrix (made by the same block products) with `eigh`."
     model, X, y = build(Problem("mlp", 150, dtype="float64"), folder)
     objective = Objective(model, (X, y))
-    start = time.perf_counter()
-    dense = dense_eigenpairs(HessianOperator(objective))
-    dense_seconds, start = time.perf_counter() - start, time.perf_counter()
-    smallest = 1e-8 * dense.values.abs().max().item()
-    wanted = int((dense.values.abs() > smallest).sum())
-    pairs = eigenpairs_until(HessianOperator(objective), lambda values, vectors: values.abs().min().item() < smallest, k=256, tol=1e-6)
-    return dict(dense=dense_seconds, hessnb=time.perf_counter() - start, nonzero=wanted, found=int((pairs.values.abs() > smallest).sum()), products=pairs.n_matvecs)
+    def timed(fn): return (start := time.perf_counter(), fn(), time.perf_counter() - start)[1:]
+    timed(lambda: nonzero_eigenpairs(HessianOperator(objective)))  # loads code
+    pairs, seconds = timed(lambda: nonzero_eigenpairs(HessianOperator(objective)))
+    size = pairs.values.abs().max().item()
+    until = lambda values, vectors: values.abs().min().item() < 1e-8 * size
+    one_by_one, lanczos_seconds = timed(lambda: eigenpairs_until(HessianOperator(objective), until, k=256, tol=1e-6))
+    A, dense_seconds = timed(lambda: HessianOperator(objective).to_dense())
+    (values, _), eigh_seconds = timed(lambda: torch.linalg.eigh(A))
+    nonzero = values[values.abs() > 1e-8 * values.abs().max()]
+    same = len(nonzero) == len(pairs)
+    return dict(dense=dense_seconds + eigh_seconds, to_dense=dense_seconds, hessnb=seconds, lanczos=lanczos_seconds, nonzero=len(nonzero), found=len(pairs), found_lanczos=int((one_by_one.values.abs() > 1e-8 * size).sum()),
+                difference=(pairs.values.sort().values - nonzero).abs().max().item() / size if same else None, residual=pairs.relative_residuals.max().item(), products=pairs.n_matvecs + pairs.n_certify, products_lanczos=one_by_one.n_matvecs + one_by_one.n_certify)
 
 
 def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) -> dict:

@@ -14,6 +14,7 @@ _HOME = {
     "objective": ("Objective", "example_grads"),
     "operator": ("SymmetricOperator", "HessianOperator", "MatrixOperator"),
     "lanczos": ("top_eigenpairs", "eigenpairs_until", "dense_eigenpairs", "tridiagonalize", "EigenPairs", "Tridiag"),
+    "lowrank": ("nonzero_eigenpairs",),
     "density": ("trace", "spectral_density", "count_outliers", "TraceEstimate", "SpectralDensity", "Estimate", "Outliers"),
     "alignment": ("align", "class_structure", "Alignment", "ClassStructure", "Grouping"),
     "boundary": ("scan_plane", "trace_boundary", "design_input", "PlaneScan", "BoundaryCurves", "DesignedInputs"),

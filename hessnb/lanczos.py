@@ -200,10 +200,10 @@ class EigenPairs:
     @property
     def relative_residuals(self) -> Tensor:  # `(k,)`
         "Residuals over |lambda|, or over eps^(2/3) |lambda|_max for eigenvalues that are zero to rounding: what `tol` is compared with."
-        return self.residuals / criterion(self.values, self.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny).item(), 1., torch.finfo(self.vectors.dtype).eps)
+        return self.residuals / criterion(self.values, torch.cat([self.values.abs(), self.values.new_zeros(1)]).max().clamp_min(torch.finfo(torch.float64).tiny).item(), 1., torch.finfo(self.vectors.dtype).eps)
 
     def __repr__(self) -> str:
-        worst = self.relative_residuals.max().item()
+        worst = max(self.relative_residuals.tolist(), default=0.)
         head = ", ".join(f"{v:.4g}" for v in self.values[:5].tolist()) + (", ..." if len(self) > 5 else "")
         return (f"EigenPairs({self.which}: [{head}]; {int(self.converged.sum())}/{len(self)} converged to tol={self.tol:g} (stopped: {self.stopped}), "
                 f"largest relative residual {worst:.1e}, {f'missed with p<{self.miss_probability:.1g}' if self.miss_probability else 'nothing missed'}, {self.n_matvecs}+{self.n_certify} products{f', {self.n_single} of them in float32' if self.n_single else ''})")

@@ -10,6 +10,7 @@ import math
 import operator
 import re
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, Protocol, runtime_checkable
@@ -411,6 +412,65 @@ def _try_single(self: HessianOperator, v: Tensor) -> Operator | bool:
     w, u = self._product(v), v.float()
     twin.noise = ((twin.run(u).double() - w).norm() / w.norm()).item()
     return twin if twin.noise < 1e-4 else False
+
+# %% ../nbs/02_operator.ipynb #b10c0002
+_BLOCK_BYTES = 2**23  # for one block of vectors, in the measure of what is kept: small enough for a cache
+_MANY = 64  # rows of a call that are worth a comparison
+_LONG = 1e-2  # seconds; a product that takes longer is not bound by the cost of calls
+HessianOperator._block_rows, HessianOperator._records = None, []  # rows multiplied at a time (1: one by one, None: not compared yet), and by what
+
+@patch
+def matmat(self: HessianOperator,
+    V: Tensor,  # `(k, P)`, one vector a row
+) -> Tensor:  # `(k, P)`
+    "The product with each row; several rows at a time where that is faster and gives the same."
+    self._check(V, 2)
+    self.n_matvecs += len(V)
+    V, out, done = V.detach(), torch.empty_like(V, requires_grad=False), 0
+    while done < len(V):
+        if self._block_rows is None and done >= 2 and len(V) - done >= _MANY - 2 and (done == 2 or self.product == "replay"): self._consider_block(seconds, len(V) - done)
+        rows = V[done:done + (self._block_rows or 1)]
+        start = time.perf_counter()
+        out[done:done + len(rows)] = self._products(rows) if len(rows) > 1 else self._product(rows[0])
+        seconds, done = time.perf_counter() - start, done + len(rows)
+    return out
+
+@patch
+def _products(self: HessianOperator, V: Tensor) -> Tensor:
+    "Products with a few rows, by the records."
+    with own_modes(), torch.no_grad(): return sum(torch.vmap(record)(V) for record in self._records)
+
+# %% ../nbs/02_operator.ipynb #b10c0004
+@patch
+def _consider_block(self: HessianOperator,
+    seconds: float,  # that a product takes
+    ahead: int,  # products ahead
+) -> None:
+    "Record if the products ahead pay for it, and compare a block of products with a loop, once."
+    if self.n_kept < self.objective.n_examples or self.product == "graph": return
+    if self.product == "auto" and self._spent + seconds * ahead <= _RECORDING / 2 * self._n_nodes: return
+    most = _BLOCK_BYTES // (self.objective.fixed_bytes + max(n for _, n in self._kept) * self.objective.bytes_per_example)
+    self._block_rows = 1
+    with own_modes():
+        if self.product == "auto": self._choose()
+        if most < 4 or seconds > _LONG or not self._record_all(): return
+    V = torch.randn(min(8, most), self.shape[0], generator=torch.Generator().manual_seed(0), dtype=self.dtype).to(self.device)
+    loop = lambda V: torch.stack([self._product(v) for v in V])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # vmap warns where it would loop itself
+        try: block, limit = self._products(V), 1e3 * torch.finfo(self.dtype).eps
+        except Exception: return  # also from operations that have no rule for blocks
+    one_by_one = loop(V)
+    same = ((block - one_by_one).norm(dim=1) <= limit * one_by_one.norm(dim=1)).all()
+    if same and _seconds(lambda V: self._products(V)[-1], V) < _seconds(lambda V: loop(V)[-1], V): self._block_rows = min(256, most)
+
+@patch
+def _record_all(self: HessianOperator) -> bool:
+    "Have a record of every kept piece, also where its graph is faster for one vector."
+    v = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
+    try: self._records = [piece if self.product == "replay" else _record(piece, v) for piece, _ in self._kept]
+    except Exception: return False
+    return True
 
 # %% ../nbs/02_operator.ipynb #a6594759
 _WAYS_OUT = {
