@@ -207,7 +207,7 @@ def _functional(func, target):
 # %% ../nbs/02_operator.ipynb #6d7f9759
 def _drop_zeros(graph: fx.Graph, constants: dict[str, Tensor]) -> None:
     "Let `x` take the place of `x + 0`; forget what the result does not need."
-    ops, zeros = torch.ops.aten, {n for n in graph.nodes if n.op == "get_attr" and not constants[n.target].any()}
+    ops, zeros = torch.ops.aten, {n for n in graph.nodes if n.op == "get_attr" and any(u.target is torch.ops.aten.add.Tensor for u in n.users) and not constants[n.target].any()}
     for node in graph.nodes:
         if node.target is ops.zeros_like.default: zeros.add(node)
         if node.target is not ops.add.Tensor or node.kwargs: continue
@@ -241,19 +241,23 @@ def _write_in_place(graph: fx.Graph) -> None:
             break
 
 # %% ../nbs/02_operator.ipynb #dbf1592c
-def _record(
+def _recorded(
     fn: Callable[[Tensor], Tensor],  # linear, `(P,)` -> `(P,)`
     v: Tensor,  # `(P,)`, to run it with
-) -> Callable[[Tensor], Tensor]:
-    "The map as a program; `_CannotRecord` if there is none that gives the same."
+) -> tuple[Callable[[Tensor], Tensor], Tensor, float]:
+    "The map as a program, fn(v), and the seconds that the program took for it; `_CannotRecord` if there is none that gives the same."
     if type(v) is not Tensor: raise _CannotRecord(f"{type(v).__name__} is a tensor with operations of its own")
     recorder = _Recorder(fn, v)
     _drop_zeros(recorder.graph, recorder.constants)
     _write_in_place(recorder.graph)
     program = torch.no_grad()(fx.GraphModule({n: c.detach() for n, c in recorder.constants.items()}, recorder.graph).forward)
-    again, scale = program(v), recorder.value.norm()
-    if not (again - recorder.value).norm() <= 1e3 * torch.finfo(v.dtype).eps * scale: raise _CannotRecord("the replay gives something else")
-    return program
+    start = time.perf_counter()
+    far = (program(v) - recorder.value).norm().item()
+    seconds = time.perf_counter() - start
+    if not far <= 1e3 * torch.finfo(v.dtype).eps * recorder.value.norm(): raise _CannotRecord("the replay gives something else")
+    return program, recorder.value, seconds
+
+def _record(fn: Callable[[Tensor], Tensor], v: Tensor) -> Callable[[Tensor], Tensor]: return _recorded(fn, v)[0]
 
 # %% ../nbs/02_operator.ipynb #b04b82f5
 class HessianOperator(Operator):
@@ -277,11 +281,13 @@ class HessianOperator(Operator):
         check_mode(self.objective.model)
         self._single = None
         self._leaves = self.objective.leaves()
-        self._kept, self._spent = self._linearise(), -math.inf
+        self._kept, self._spent, self._seconds = self._linearise(), -math.inf, 0.  # seconds of all products until the choice, and of the last one
         if not self._kept: self._graph_size(*next(self.objective.pieces()))
         self._product(torch.zeros(self.shape[0], dtype=self.dtype, device=self.device))  # fails here, not later, if a second derivative is missing
-        self._spent = 0.  # seconds, in products until the choice
-        if self.product == "replay": self._choose()
+        self._spent = 0.
+        if self.product == "replay": self._choose(self._test_vector())
+
+    def _test_vector(self) -> Tensor: return torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
 
     @property
     def n_kept(self) -> int: return sum(n for _, n in self._kept)  # examples whose share of the product is kept, as a graph or as a record
@@ -310,9 +316,12 @@ def _piece_grad(self: HessianOperator, inputs, target: Tensor) -> Tensor:
 def _product(self: HessianOperator, v: Tensor) -> Tensor:
     "Hv, `(P,)`: what is kept is walked or replayed, the remaining pieces are differentiated anew."
     with own_modes():
-        start, total = time.perf_counter(), torch.zeros_like(v)
-        for piece, _ in self._kept: total += piece(v)
-        if self.product == "auto": self._consider(time.perf_counter() - start)
+        total = self._choose(v) if self.product == "auto" and self._kept and self._spent > _RECORDING * self._n_nodes else None
+        if total is None:
+            start, total = time.perf_counter(), torch.zeros_like(v)
+            for piece, _ in self._kept: total += piece(v)
+            self._seconds = time.perf_counter() - start
+            self._spent += self._seconds
         return total if self.n_kept == self.objective.n_examples else self._recompute(v, total)
 
 @patch
@@ -333,27 +342,24 @@ def _pull_back(self: HessianOperator, g: Tensor, v: Tensor, keep: bool) -> Tenso
     return torch.cat([p.reshape(-1) for p in parts])
 
 # %% ../nbs/02_operator.ipynb #9fbe9a17
-_RECORDING = 4e-3  # seconds of products for each node of the graph
+_RECORDING = 8e-3  # seconds of products for each node of the graph
 
 @patch
-def _consider(self: HessianOperator, seconds: float) -> None:
-    "Count the time of a product; choose once it has added up to several times the price of a recording."
-    self._spent += seconds
-    if self._spent > _RECORDING * self._n_nodes and self._kept: self._choose()
-
-@patch
-def _choose(self: HessianOperator) -> None:
-    "Record every kept piece whose record is as fast as its graph (`product='replay'`: every one)."
+def _choose(self: HessianOperator, v: Tensor) -> Tensor | None:
+    "Replace the graphs by records that are as fast (`product='replay'`: by records); the product with `v` if they could be made."
     forced, self.product = self.product == "replay", "graph"
-    v = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
-    for i, (piece, n) in enumerate(self._kept):
-        try: record = _record(piece, v)
-        except Exception as e:  # also from operations that do not let a tensor subclass through
-            if forced: raise RuntimeError(f"the product cannot be recorded ({e}): use product='auto' or 'graph'") from e
-            return
-        if not forced and i == 0 and _seconds(record, v) > _seconds(piece, v): return
-        self._kept[i] = (record, n)
-    self.product = "replay"
+    records, total, seconds = [], torch.zeros_like(v), 0.
+    try:
+        for piece, n in self._kept:
+            record, value, took = _recorded(piece, v)
+            records.append((record, n))
+            total, seconds = total + value, seconds + took
+    except Exception as e:  # also from operations that do not let a tensor subclass through
+        if forced: raise RuntimeError(f"the product cannot be recorded ({e}): use product='auto' or 'graph'") from e
+        return None
+    if not forced and seconds > self._seconds: seconds = sum(_seconds(record, v, 1) for record, _ in records)  # a first run may be slow
+    if forced or seconds <= self._seconds: self._kept, self.product = records, "replay"
+    return total
 
 def _seconds(fn: Callable[[Tensor], Tensor], v: Tensor, n: int = 2) -> float:
     "Shortest time of `n` runs, until a number of the result is on the host."
@@ -400,15 +406,15 @@ def in_single(self: HessianOperator) -> Operator | None:
     if self.dtype != torch.float64 or self._graph_only or not fits: return None
     if self._single is None:
         with own_modes():
-            if self.product == "auto": self._choose()
-            self._single = self._try_single(torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device))
+            if self.product == "auto": self._choose(self._test_vector())
+            self._single = self._try_single(self._test_vector())
     return self._single or None
 
 @patch
 def _try_single(self: HessianOperator, v: Tensor) -> Operator | bool:
     "The twin, or false if there is none or it is far off."
     try: twin = _Single(self, [_rounded(piece if self.product == "replay" else _record(piece, v)) for piece, _ in self._kept])
-    except Exception: return False  # as in _choose
+    except Exception: return False  # as in `_choose`
     w, u = self._product(v), v.float()
     twin.noise = ((twin.run(u).double() - w).norm() / w.norm()).item()
     return twin if twin.noise < 1e-4 else False
@@ -452,7 +458,7 @@ def _consider_block(self: HessianOperator,
     most = _BLOCK_BYTES // (self.objective.fixed_bytes + max(n for _, n in self._kept) * self.objective.bytes_per_example)
     self._block_rows = 1
     with own_modes():
-        if self.product == "auto": self._choose()
+        if self.product == "auto": self._choose(self._test_vector())
         if most < 4 or seconds > _LONG or not self._record_all(): return
     V = torch.randn(min(8, most), self.shape[0], generator=torch.Generator().manual_seed(0), dtype=self.dtype).to(self.device)
     loop = lambda V: torch.stack([self._product(v) for v in V])
@@ -467,8 +473,7 @@ def _consider_block(self: HessianOperator,
 @patch
 def _record_all(self: HessianOperator) -> bool:
     "Have a record of every kept piece, also where its graph is faster for one vector."
-    v = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
-    try: self._records = [piece if self.product == "replay" else _record(piece, v) for piece, _ in self._kept]
+    try: self._records = [piece if self.product == "replay" else _record(piece, self._test_vector()) for piece, _ in self._kept]
     except Exception: return False
     return True
 

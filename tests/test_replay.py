@@ -91,9 +91,12 @@ def test_the_choice_waits_until_it_pays():
     op._spent = -1e9
     op.matvec(v)
     assert op.product == "auto"
-    op._spent = 1e9
+    op._spent, op._seconds = 1e9, 0.  # a graph that takes no time
     op.matvec(v)
-    assert op.product in ("graph", "replay") and op.n_matvecs == 2
+    assert op.product == "graph" and op.n_matvecs == 2
+    op.product, op._spent, op._seconds = "auto", 1e9, 1e9
+    op.matvec(v)
+    assert op.product == "replay" and op.n_matvecs == 3
 
 
 def test_products_are_counted_and_pairs_agree():
