@@ -96,7 +96,8 @@ def test_many_rows_record_first(monkeypatch):
         with monkeypatch.context() as patched:
             blocks(patched)
             patched.setattr(hessnb.operator, "_RECORDING", 1e-9)
-            if choice == "graph": patched.setattr(HessianOperator, "_choose", lambda self, v: setattr(self, "product", "graph"))
+            choose = HessianOperator._choose
+            patched.setattr(HessianOperator, "_choose", lambda self, v: (setattr(self, "product", choice), choose(self, v) if choice == "replay" else None)[1])
             singles, product = [], HessianOperator._product
             _, op = operator()
             patched.setattr(HessianOperator, "_product", lambda self, v: (singles.append(1), setattr(self, "_spent", 0.), product(self, v))[2])  # single products do not record
