@@ -175,6 +175,21 @@ class Net(nn.Module):
     def forward(self, x): return self.way(self, x)
 
 
+def test_by_layer_many_points():
+    "So many points that the vectors are taken one at a time."
+    model, X = build(lambda: nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3))), randn(2500, 2)
+    objective = Objective(model, (X, torch.arange(2500) % 3))
+    V = randn(4, objective.n_params, seed=1)
+    V = V / V.norm(dim=1, keepdim=True)
+    r = residuals(objective, objective.predict(X), torch.arange(2500) % 3)[0]
+    cosines, norms = _align_by_layer(objective, X, r, V, 2**27)
+    expected, expected_norms = _align_by_example(objective, X, r, V, 2**27)
+    assert_close(norms, expected_norms)
+    known = norms > 1e-6 * norms.max()
+    assert known.sum() > 2000
+    assert_close(cosines[known], expected[known], rtol=1e-8, atol=1e-10)
+
+
 def tied():
     net = Net(lambda m, x: m.c(m.b(m.a(x).tanh()).tanh()))
     net.d = nn.Linear(6, 6)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+import hessnb.operator
 from conftest import F64, build, prescribed, randn
 from hessnb.lanczos import top_eigenpairs, tridiagonalize
 from hessnb.minima import cnn
@@ -108,6 +109,19 @@ def test_bytes_of_a_record():
     assert peak_bytes(lambda: replay.matvec(v)) <= min(peak_bytes(lambda: graph.matvec(v)), allowed)
 
 
+def test_a_record_writes_in_place(monkeypatch):
+    "Where an operand is not needed any more, its memory holds the result."
+    objective = Objective(build(lambda: nn.Sequential(nn.Linear(2, 400), nn.Tanh(), nn.Linear(400, 3))), (X, Y))
+    made = lambda: sum(e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0)
+    bytes_made = []
+    for in_place in (True, False):
+        if not in_place: monkeypatch.setattr(hessnb.operator, "_write_in_place", lambda graph: None)
+        op, v = HessianOperator(objective, product="replay"), randn(objective.n_params)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record: op.matvec(v)
+        bytes_made.append(made())
+    assert bytes_made[0] < .8 * bytes_made[1]
+
+
 @pytest.mark.parametrize("product", ["graph", "replay"])
 def test_bytes_of_a_search(product):
     "A search adds to a product its basis, which grows by doubling, and the vectors that it returns."
@@ -115,6 +129,7 @@ def test_bytes_of_a_search(product):
     op, row = HessianOperator(objective, product=product), objective.n_params * 8
     one, pairs = peak_bytes(lambda: op.matvec(randn(objective.n_params))), []
     assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 3, tol=1e-3))) <= one + (2 * pairs[0].n_matvecs + 16) * row
+    assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 4, tol=1e-6))) <= one + (2 * pairs[1].n_matvecs + 40) * row and 32 < pairs[1].n_matvecs < 80
     assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * (objective.fixed_bytes + 48 * objective.bytes_per_example)
 
 

@@ -99,6 +99,13 @@ def test_the_choice_waits_until_it_pays():
     assert op.product == "replay" and op.n_matvecs == 3
 
 
+def test_the_product_that_is_recorded_counts_every_piece():
+    objective = Objective(mlp(), list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5]))))
+    graph, auto, v = HessianOperator(objective, product="graph"), HessianOperator(objective), randn(44)
+    auto._spent = auto._seconds = 1e9
+    assert torch.equal(auto.matvec(v), graph.matvec(v)) and auto.product == "replay"
+
+
 def test_products_are_counted_and_pairs_agree():
     objective = Objective(mlp(), (X, Y))
     a, b = (top_eigenpairs(HessianOperator(objective, product=p), 4) for p in ("graph", "replay"))

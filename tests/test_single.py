@@ -6,7 +6,7 @@ from torch import nn
 
 import hessnb.operator
 from conftest import F64, blobs, mlp, prescribed, randn
-from hessnb.lanczos import top_eigenpairs
+from hessnb.lanczos import Krylov, top_eigenpairs
 from hessnb.minima import cnn
 from hessnb.objective import Objective
 from hessnb.operator import HessianOperator, MatrixOperator
@@ -157,3 +157,61 @@ def test_large_hessian_takes_the_twin():
     pairs = top_eigenpairs(op, 4, tol=1e-3)
     assert pairs.n_single > len(pairs) and pairs.converged.all()
     assert "in float32" in repr(pairs)
+
+
+class Perturbed(Rounded):
+    "Its coarse form differs by a symmetric matrix as large as `noise` says, and is multiplied without rounding errors, which would bring copies of eigenvalues by themselves."
+    def in_single(self):
+        twin, multiply, owner = MatrixOperator((self.coarse + self.coarse.T) / 2), MatrixOperator._product, self
+        def counted(v):
+            owner.n_matvecs += 1
+            return multiply(twin, v)
+        twin._product, twin.noise = counted, 1e-6
+        return twin
+
+
+def shifted(values, low, high, amount):
+    "A matrix with these eigenvalues, and one in which the `low`-th and the `high`-th are moved towards and beyond each other."
+    Q, values = torch.linalg.qr(randn(len(values), len(values))).Q, torch.tensor(values, dtype=F64)
+    moved = values.clone()
+    moved[low] += amount
+    moved[high] -= amount
+    return [(Q * v) @ Q.T for v in (values, moved)]
+
+
+def test_an_order_that_the_noise_turns_round():
+    "The coarse form has the fourth eigenvalue above the third; both are within its noise."
+    values = np.r_[100., 50., 1., 1 - 2e-5, np.linspace(-.5, .5, 196)]
+    A, coarse = shifted(values, 3, 2, 2e-5)
+    op = Perturbed((A + A.T) / 2)
+    op.coarse = coarse
+    pairs = top_eigenpairs(op, 3, tol=1e-6)
+    check(op, pairs, 3, "LA", 1e-6)
+
+
+def test_copies_within_the_noise_of_the_last_value():
+    "Where values differ by less than the noise, the coarse search does not look for copies of the better one; a search in float64 does."
+    A, _ = shifted(np.r_[100., 1 + 2e-5, 1 + 2e-5, 1., np.linspace(-.5, .5, 196)], 0, 0, 0.)
+    op = Perturbed((A + A.T) / 2)
+    op.coarse = op.A
+    pairs = top_eigenpairs(op, 3, tol=1e-6)
+    check(op, pairs, 3, "LA", 1e-6)
+
+
+def test_correction_solves_in_the_basis():
+    "With a basis of the whole space the correction is the solution of (A - theta) t = -r beside the wanted vectors."
+    op = prescribed(np.r_[9., 5., 3., np.linspace(-1, 1, 27)])
+    krylov = Krylov(op, 30)
+    krylov.add(randn(30))
+    while len(krylov.pending): krylov.expand()
+    values, S, _ = krylov.ritz()
+    skip = torch.tensor([29, 28])
+    V, theta = krylov.combine(S[:, skip]), values[skip]
+    R = randn(2, 30, seed=1)
+    R = R - (R @ V.T) @ V
+    T = krylov.correct(R, theta, skip)
+    assert (T @ V.T).abs().max() < 1e-10 * T.norm()
+    back = T @ op.A - theta[:, None] * T
+    assert torch.allclose(back / back.norm(dim=1, keepdim=True), -R / R.norm(dim=1, keepdim=True), atol=1e-9)
+    with_skipped = krylov.correct(R + V, theta + 1e-3, skip)  # what lies along the wanted vectors is left alone
+    assert (with_skipped @ V.T).abs().max() < 1e-10 * with_skipped.norm()
