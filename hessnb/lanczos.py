@@ -483,7 +483,8 @@ def top_eigenpairs(
         pairs, n_single = None, 0 if twin is None else search.used
         if twin is not None and found:
             pairs = search.polish(op, tol, n_matvecs, miss)
-            if pairs is None:  # single precision is not enough here: begin again
+            if pairs is None and budget - search.used < k: found, miss = False, 1.
+            elif pairs is None:  # single precision is not enough here: begin again
                 start, used = search.krylov.combine(search.S[:, search.index]).sum(0)[None].to(op.dtype), search.used
                 search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
                 search.used = used

@@ -1,4 +1,6 @@
 "A search in float32 for a float64 operator gives the pairs, the residuals and the completeness of a search in float64."
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,21 @@ def test_a_coarse_operator_that_is_wrong():
     good, bad = prescribed(SPECTRA["outliers"]).A, prescribed(SPECTRA["repeated"], seed=5).A
     op = Rounded(good, bad)
     check(op, top_eigenpairs(op, 5, tol=1e-6), 5, "LA", 1e-6)
+
+
+def test_a_coarse_operator_that_is_wrong_and_no_budget_left():
+    "Then its vectors are returned, flagged, with their true residuals."
+    good, bad = prescribed(SPECTRA["outliers"]).A, prescribed(SPECTRA["repeated"], seed=5).A
+    stopped = []
+    for budget in range(20, 120, 3):  # in the coarse search, between it and the next one, in the next one, enough
+        op = Rounded(good, bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pairs = top_eigenpairs(op, 5, tol=1e-6, max_matvecs=budget)
+        true = (pairs.vectors @ good - pairs.values[:, None] * pairs.vectors).norm(dim=1)
+        assert torch.allclose(true, pairs.residuals, rtol=1e-5, atol=1e-9) and pairs.converged.all() == (pairs.stopped == "converged")
+        stopped.append(pairs.stopped)
+    assert stopped[0] == "budget" and stopped[-1] == "converged"
 
 
 @pytest.mark.parametrize("seed", range(6))
