@@ -185,10 +185,10 @@ class EigenPairs:
     "Eigenvalues and eigenvectors with the evidence for them."
     values: Tensor  # `(k,)` float64, in the order that `which` asks for
     vectors: Tensor = field(repr=False)  # `(k, P)`, orthonormal rows
-    residuals: Tensor  # `(k,)` float64, |A v - lambda v| from fresh products
+    residuals: Tensor  # `(k,)` float64, |A v - lambda v|, confirmed by fresh products
     converged: Tensor  # `(k,)` bool: residual <= tol * max(|lambda|, eps^(2/3) * |lambda|_max)
     n_matvecs: int  # products until the pairs were found
-    n_certify: int  # further products: true residuals, and the search for missed copies
+    n_certify: int  # further products: to confirm the residuals, and to search for missed copies
     which: str  # "LA", "SA", "LM" or "BE"
     tol: float  # relative tolerance asked for
     miss_probability: float  # bound on the probability that a copy of a returned eigenvalue was missed; 0 for a dense solve
@@ -243,6 +243,7 @@ class _Search:
         self.least = 0  # products before anything may count as converged
         self.floor = self.krylov.eps  # of what residual estimates are compared with, in units of the norm: rounding allows no less
         self.noise = 0.  # bound on the relative error of a product, beyond rounding in the operator's dtype
+        if hasattr(op, "expect"): op.expect(k + 8)
 
     def random(self) -> Tensor:
         "A Gaussian vector `(P,)`, drawn on the generator's device."
@@ -298,7 +299,8 @@ def choose(self: _Search) -> int:
 @patch
 def converge(self: _Search) -> bool:
     "Expand until all wanted pairs are small; false if the budget ended first."
-    krylov, check_at, row = self.krylov, 0, None
+    krylov, row = self.krylov, None
+    check_at = self.least if len(krylov.pending) == 1 else 0
     while True:
         if krylov.m and (krylov.m >= check_at or not len(krylov.pending)):
             if self.assess() and (krylov.m >= self.least or not len(krylov.pending)): return True
@@ -491,8 +493,7 @@ def top_eigenpairs(
                 found, miss, n_matvecs = search.run(start, miss_probability)
     if search.halted and not found: search.settle()
     if pairs is None:
-        vectors = search.krylov.combine(search.S[:, search.index]).to(op.dtype)
-        pairs = _certify(op, vectors, which, tol, search.scale, n_matvecs, search.used - n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget", n_single)
+        pairs = search.certify(op, tol, n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget", n_single)
     if found and miss > miss_probability:
         warnings.warn(f"completeness is not certified: miss_probability={miss:.1g} against the goal {miss_probability:g}, so copies of an eigenvalue may be missing; "
                       "raise basis_bytes or max_matvecs", stacklevel=2)
@@ -524,20 +525,42 @@ def _check_start(op: SymmetricOperator, start: Tensor) -> Tensor:
     return rows.detach().to(op.device, op.dtype)
 
 # %% ../nbs/03_lanczos.ipynb #6736dcd8
-def _certify(op, vectors: Tensor, which: str, tol: float, scale: float, n_matvecs: int, n_probe: int, miss: float, stopped: str, n_single: int = 0) -> EigenPairs:
-    "Rayleigh quotients and true residuals of `vectors` `(k, P)`, from one product each."
-    values, residuals = torch.empty(len(vectors), dtype=torch.float64, device="cpu"), torch.empty(len(vectors), dtype=torch.float64, device="cpu")
-    for i, v in enumerate(vectors):
-        w, v = op.matvec(v / v.norm()).double(), (v / v.norm()).double()
+_OVERSIGHT = 1e-3  # probability with which a check may take the errors for smaller than they are
+
+@patch
+def discrepancy(self: _Search,
+    op: SymmetricOperator,
+    V: Tensor,  # `(k, P)`, the wanted Ritz vectors
+) -> float:
+    "Norm of what one product with a random combination of the pairs gives beyond their Ritz values and the residuals that the basis knows."
+    g = torch.randn(len(V), generator=self.generator, device=self.generator.device, dtype=torch.float64).cpu()
+    mix = lambda c, rows: (c[None].to(V) @ rows.to(V))[0]
+    expected = mix(g * self.theta, V) + mix(self.krylov.coupling @ (self.S[:, self.index] @ g), self.krylov.pending)
+    return (op.matvec(mix(g, V)) - expected).norm().item()
+
+@patch
+def certify(self: _Search, op: SymmetricOperator, tol: float, n_matvecs: int, miss: float, stopped: str, n_single: int = 0) -> EigenPairs:
+    "The wanted pairs with residuals that products have confirmed: a few products for all of them, one for each pair that these leave open."
+    vectors, values, estimates = self.krylov.combine(self.S[:, self.index]).to(op.dtype), self.theta.clone(), self.estimates
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    goal = criterion(values, self.scale, tol, torch.finfo(op.dtype).eps)
+    least = lambda n: _OVERSIGHT ** (1 / n) / .8  # n checks see this part of the errors at least, up to that probability
+    undecided = lambda error: ~((estimates - goal).abs() > error)
+    checks, unsure = [], torch.ones(len(values), dtype=torch.bool, device="cpu")
+    while unsure.sum() > 1 + undecided(max(checks, default=0.) / least(len(checks) + 1)).sum():  # another one is worth it
+        checks.append(self.discrepancy(op, vectors))
+        unsure = undecided(max(checks) / least(len(checks)))
+    residuals = estimates + max(checks, default=0.)
+    for i in unsure.nonzero().flatten().tolist():
+        v = vectors[i]
+        w, v = op.matvec(v).double(), v.double()
         value = v @ w / (v @ v)
         values[i], residuals[i] = value.cpu(), (w - value * v).norm().cpu()
-    order = wanted(values, len(values), which)
+    order = wanted(values, len(values), self.which)
     values, residuals, vectors = values[order], residuals[order], vectors[order.to(vectors.device)]
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    scale = max(scale, values.abs().max().item())
-    converged = residuals <= criterion(values, scale, tol, torch.finfo(op.dtype).eps)
+    converged = residuals <= criterion(values, max(self.scale, values.abs().max().item()), tol, torch.finfo(op.dtype).eps)
     if stopped == "converged" and not converged.all(): stopped = "precision"
-    pairs = EigenPairs(values, vectors, residuals, converged, n_matvecs, n_probe + len(values), which, tol, miss, stopped, n_single)
+    pairs = EigenPairs(values, vectors, residuals, converged, n_matvecs, self.used - n_matvecs + len(checks) + int(unsure.sum()), self.which, tol, miss, stopped, n_single)
     if not converged.all(): _warn(pairs, op.dtype)
     return pairs
 
@@ -681,8 +704,7 @@ def eigenpairs_until(
                 search.max_matvecs = max(search.max_matvecs, used + search.krylov.m + 64)  # the probe has a budget of its own
                 miss, found = search.look_beyond(search.frontiers(False), miss_probability)
         search.assess()
-    vectors = search.krylov.combine(search.S[:, search.index])
-    return _certify(op, vectors, which, tol, search.scale, used, search.used - used, miss, "converged" if satisfied else "halted" if search.halted else "budget")
+    return search.certify(op, tol, used, miss, "converged" if satisfied else "halted" if search.halted else "budget")
 
 # %% ../nbs/03_lanczos.ipynb #c43aafab
 def _grow(search: _Search, enough: Callable[[Tensor, Tensor], bool], most: int, growth: float) -> bool:

@@ -371,7 +371,7 @@ def _saved_bytes(fn: Callable[[], Any]) -> int:
 @patch
 def _audit(self: Objective) -> None:
     "One look at everything the numbers rest on, before any of them is computed."
-    self._piece = 256  # until the cost of an example is known
+    self._piece = 64  # until the cost of an example is known
     with preserve_rng(self.device), _kept_state(getattr(self._batches, "generator", None)):
         check_repeatable(self._batches)
         inputs, target = next(self.pieces())
@@ -419,10 +419,10 @@ def _measure_cost(self: Objective, inputs: Any, target: Tensor) -> None:
     leaves = self.leaves()
     total = self.loss.total(self.outputs(leaves, _slice(inputs, 0, 1)), target[:1])
     if not total.requires_grad: raise ValueError("the loss does not depend on any selected parameter; is the model detached or under no_grad inside?")
-    unreached = set(leaves)
-    for inputs, target in self.pieces():  # one piece, unless the way through the model depends on the example
-        grads = torch.autograd.grad(self.loss.total(self.outputs(leaves, inputs), target), list(leaves.values()), allow_unused=True)
-        unreached -= {n for n, g in zip(leaves, grads) if g is not None}
+    without = lambda total: {n for n, g in zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True)) if g is None}
+    unreached = without(total)
+    for inputs, target in self.pieces() if unreached else ():  # perhaps the way through the model depends on the example
+        unreached &= without(self.loss.total(self.outputs(leaves, inputs), target))
         if not unreached: break
     if unreached: warnings.warn(f"the loss does not reach {[n for n in leaves if n in unreached][:5]}: their rows of the gradient and the Hessian are zero", stacklevel=5)
 

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .objective import Objective, check_mode, isolated, own_modes
+from .objective import Objective, _slice, check_mode, isolated, own_modes
 
 # %% ../nbs/02_operator.ipynb #c13521df
 @runtime_checkable
@@ -281,11 +281,21 @@ class HessianOperator(Operator):
         check_mode(self.objective.model)
         self._single = None
         self._leaves = self.objective.leaves()
-        self._kept, self._spent, self._seconds = self._linearise(), -math.inf, 0.  # seconds of all products until the choice, and of the last one
-        if not self._kept: self._graph_size(*next(self.objective.pieces()))
-        self._product(torch.zeros(self.shape[0], dtype=self.dtype, device=self.device))  # fails here, not later, if a second derivative is missing
-        self._spent = 0.
+        start = time.perf_counter()
+        self._kept = self._linearise()
+        self._spent, self._seconds = 0., 2 * (time.perf_counter() - start)  # of all products until the choice, and of the last one; at first a guess
+        self._ahead = 0  # products that are announced
+        self._try_product()
         if self.product == "replay": self._choose(self._test_vector())
+
+    @isolated
+    def _try_product(self) -> None:
+        "A product on one example: an error here, not later, if a second derivative is missing."
+        inputs, target = next(self.objective.pieces())
+        inputs, target = _slice(inputs, 0, 1), target[:1]
+        g = self._piece_grad(inputs, target)
+        self._graph_size(inputs, target, g)
+        self._pull_back(g, self._test_vector(), keep=False)
 
     def _test_vector(self) -> Tensor: return torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
 
@@ -316,12 +326,13 @@ def _piece_grad(self: HessianOperator, inputs, target: Tensor) -> Tensor:
 def _product(self: HessianOperator, v: Tensor) -> Tensor:
     "Hv, `(P,)`: what is kept is walked or replayed, the remaining pieces are differentiated anew."
     with own_modes():
-        total = self._choose(v) if self.product == "auto" and self._kept and self._spent > _RECORDING * self._n_nodes else None
+        total = self._choose(v) if self.product == "auto" and self._kept and self._worth_recording() else None
         if total is None:
             start, total = time.perf_counter(), torch.zeros_like(v)
             for piece, _ in self._kept: total += piece(v)
             self._seconds = time.perf_counter() - start
             self._spent += self._seconds
+            self._ahead -= 1
         return total if self.n_kept == self.objective.n_examples else self._recompute(v, total)
 
 @patch
@@ -343,6 +354,16 @@ def _pull_back(self: HessianOperator, g: Tensor, v: Tensor, keep: bool) -> Tenso
 
 # %% ../nbs/02_operator.ipynb #9fbe9a17
 _RECORDING = 8e-3  # seconds of products for each node of the graph
+
+@patch
+def expect(self: HessianOperator,
+    n: int,  # products
+) -> None:
+    "Announce products, so that a record that they pay for is made before them."
+    self._ahead = max(self._ahead, n)
+
+@patch
+def _worth_recording(self: HessianOperator) -> bool: return max(self._spent, 2 * self._seconds * (self._ahead - 5)) > _RECORDING * self._n_nodes
 
 @patch
 def _choose(self: HessianOperator, v: Tensor) -> Tensor | None:
