@@ -525,7 +525,7 @@ def _check_start(op: SymmetricOperator, start: Tensor) -> Tensor:
     return rows.detach().to(op.device, op.dtype)
 
 # %% ../nbs/03_lanczos.ipynb #6736dcd8
-_OVERSIGHT = 1e-3  # probability with which a check may take the errors for smaller than they are
+_OVERSIGHT = 1e-3  # probability, for each check, of taking the errors for smaller than they are
 
 @patch
 def discrepancy(self: _Search,
@@ -536,7 +536,8 @@ def discrepancy(self: _Search,
     g = torch.randn(len(V), generator=self.generator, device=self.generator.device, dtype=torch.float64).cpu()
     mix = lambda c, rows: (c[None].to(V) @ rows.to(V))[0]
     expected = mix(g * self.theta, V) + mix(self.krylov.coupling @ (self.S[:, self.index] @ g), self.krylov.pending)
-    return (op.matvec(mix(g, V)) - expected).norm().item()
+    norm = (op.matvec(mix(g, V)) - expected).norm().item()
+    return norm if math.isfinite(norm) else math.inf
 
 @patch
 def certify(self: _Search, op: SymmetricOperator, tol: float, n_matvecs: int, miss: float, stopped: str, n_single: int = 0) -> EigenPairs:
@@ -547,7 +548,7 @@ def certify(self: _Search, op: SymmetricOperator, tol: float, n_matvecs: int, mi
     least = lambda n: _OVERSIGHT ** (1 / n) / .8  # n checks see this part of the errors at least, up to that probability
     undecided = lambda error: ~((estimates - goal).abs() > error)
     checks, unsure = [], torch.ones(len(values), dtype=torch.bool, device="cpu")
-    while unsure.sum() > 1 + undecided(max(checks, default=0.) / least(len(checks) + 1)).sum():  # another one is worth it
+    while op is self.op and unsure.sum() > 1 + undecided(max(checks, default=0.) / least(len(checks) + 1)).sum():  # another one is worth it
         checks.append(self.discrepancy(op, vectors))
         unsure = undecided(max(checks) / least(len(checks)))
     residuals = estimates + max(checks, default=0.)

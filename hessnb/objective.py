@@ -422,7 +422,9 @@ def _measure_cost(self: Objective, inputs: Any, target: Tensor) -> None:
     without = lambda total: {n for n, g in zip(leaves, torch.autograd.grad(total, list(leaves.values()), allow_unused=True)) if g is None}
     unreached = without(total)
     for inputs, target in self.pieces() if unreached else ():  # perhaps the way through the model depends on the example
-        unreached &= without(self.loss.total(self.outputs(leaves, inputs), target))
+        outputs = self.outputs(leaves, inputs)
+        self._check_batch(outputs, target)
+        unreached &= without(self.loss.total(outputs, target))
         if not unreached: break
     if unreached: warnings.warn(f"the loss does not reach {[n for n in leaves if n in unreached][:5]}: their rows of the gradient and the Hessian are zero", stacklevel=5)
 

@@ -281,18 +281,12 @@ class HessianOperator(Operator):
         check_mode(self.objective.model)
         self._single = None
         self._leaves = self.objective.leaves()
-        start = time.perf_counter()
+        self._spent, self._seconds, self._ahead = 0., 0., 0  # seconds of all products until the choice and of the last one (at first a guess), products that are announced
         self._kept = self._linearise()
-        self._spent, self._seconds = 0., 2 * (time.perf_counter() - start)  # of all products until the choice, and of the last one; at first a guess
-        self._ahead = 0  # products that are announced
-        self._try_product()
         if self.product == "replay": self._choose(self._test_vector())
 
-    @isolated
-    def _try_product(self) -> None:
-        "A product on one example: an error here, not later, if a second derivative is missing."
-        inputs, target = next(self.objective.pieces())
-        inputs, target = _slice(inputs, 0, 1), target[:1]
+    def _try_product(self, inputs, target: Tensor) -> None:
+        "An error here, not later, if a second derivative is missing."
         g = self._piece_grad(inputs, target)
         self._graph_size(inputs, target, g)
         self._pull_back(g, self._test_vector(), keep=False)
@@ -307,11 +301,14 @@ class HessianOperator(Operator):
 def _linearise(self: HessianOperator) -> list[tuple[Callable, int]]:
     "Products with the leading pieces that fit the memory budget, through their graphs, and example counts."
     kept, self._kept_bytes, self._n_nodes = [], 0, 0
-    for inputs, target in self.objective.pieces():
+    for i, (inputs, target) in enumerate(self.objective.pieces()):
+        if i == 0: self._try_product(_slice(inputs, 0, 1), target[:1])
         more = self.objective.fixed_bytes + len(target) * self.objective.bytes_per_example
         if self._kept_bytes + more > self.memory_budget: break
         self._kept_bytes += more
+        start = time.perf_counter()
         g = self._piece_grad(inputs, target)
+        self._seconds += 2 * (time.perf_counter() - start)
         self._n_nodes += self._graph_size(inputs, target, g)
         kept.append((partial(self._pull_back, g, keep=True), len(target)))
     return kept
@@ -340,7 +337,10 @@ def _product(self: HessianOperator, v: Tensor) -> Tensor:
 def _recompute(self: HessianOperator, v: Tensor, total: Tensor) -> Tensor:
     "Add the pieces that were not kept."
     for i, (inputs, target) in enumerate(self.objective.pieces()):
-        if i >= len(self._kept): total += self._pull_back(self._piece_grad(inputs, target), v, keep=False)
+        if i < len(self._kept): continue
+        g = self._piece_grad(inputs, target)
+        self._graph_size(inputs, target, g)
+        total += self._pull_back(g, v, keep=False)
     return total
 
 @patch
@@ -378,6 +378,7 @@ def _choose(self: HessianOperator, v: Tensor) -> Tensor | None:
     except Exception as e:  # also from operations that do not let a tensor subclass through
         if forced: raise RuntimeError(f"the product cannot be recorded ({e}): use product='auto' or 'graph'") from e
         return None
+    forced = forced or not self._spent  # nothing to compare with
     if not forced and seconds > self._seconds: seconds = sum(_seconds(record, v, 1) for record, _ in records)  # a first run may be slow
     if forced or seconds <= self._seconds: self._kept, self.product = records, "replay"
     return total
@@ -527,9 +528,9 @@ def _graph_nodes(*tensors: Tensor) -> set:
     return seen
 
 @patch
-def _graph_size(self: HessianOperator, inputs, target: Tensor, g: Tensor | None = None) -> int:
+def _graph_size(self: HessianOperator, inputs, target: Tensor, g: Tensor) -> int:
     "Number of nodes behind the gradient `g` of a piece; `NotImplementedError` if autograd would silently drop a part of its derivative."
-    nodes = _graph_nodes(self._piece_grad(inputs, target) if g is None else g)
+    nodes = _graph_nodes(g)
     if not any(node.name() == "torch::autograd::Error" for node in nodes): return len(nodes)
     forward = _graph_nodes(self.objective.outputs(self._leaves, inputs))
     custom = sorted({type(n)._forward_cls.__name__ for n in forward if hasattr(type(n), "_forward_cls")})

@@ -1,4 +1,4 @@
-"Residuals that the basis knows, confirmed by a few products: never too small, whatever happens between the search and the check."
+"Residuals that the basis knows, confirmed by a few products: whatever happens between the search and the check, no pair is called converged that is not."
 import math
 import warnings
 from contextlib import contextmanager
@@ -103,6 +103,17 @@ def test_a_product_that_fails_in_the_end_is_not_certified():
         steps = top_eigenpairs(MatrixOperator(A), 5, miss_probability=1).n_matvecs
         pairs = top_eigenpairs(Changed(A, A * math.nan, steps), 5, miss_probability=1)
     assert not pairs.converged.any()
+
+
+def test_a_check_that_fails_is_no_evidence():
+    class Breaks(MatrixOperator):
+        "NaN from the second product after the search on."
+        def _product(self, v): return super()._product(v) * (math.nan if self.n_matvecs > self.last else 1.)
+    A = prescribed(SPECTRUM, dtype=torch.float32).A
+    op = Breaks(A)
+    op.last = top_eigenpairs(MatrixOperator(A), 6, tol=3e-5, miss_probability=1).n_matvecs + 1
+    with silent(): pairs = top_eigenpairs(op, 6, tol=3e-5, miss_probability=1)
+    assert pairs.n_certify == 2 + 6 and not pairs.converged.any()
 
 
 def test_the_bound_on_an_oversight():

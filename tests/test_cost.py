@@ -80,13 +80,13 @@ def test_products_in_double_precision():
 
 @pytest.mark.parametrize("product", ["graph", "replay"])
 def test_forward_passes_with_everything_kept(product):
-    "One to build the operator and one of a single example to try a product, none to use it."
+    "One of a single example to try a product and one to build the operator, none to use it."
     objective = Objective(CNN, (IMAGES, DIGITS))
     with counted_passes(CNN) as passes:
         op = HessianOperator(objective, product=product)
-        assert passes == [48, 1]
+        assert passes == [1, 48]
         top_eigenpairs(op, 3, tol=1e-3)
-        assert passes == [48, 1] and op.n_matvecs > 15
+        assert passes == [1, 48] and op.n_matvecs > 15
 
 
 def test_forward_passes_with_nothing_kept():

@@ -131,7 +131,7 @@ def test_stopped_early():
     with pytest.warns(UserWarning, match="ran out"): pairs = top_eigenpairs(op, 8, tol=1e-6, max_matvecs=15)
     assert pairs.stopped == "budget" and len(pairs) == 8 and not pairs.converged.all()
     true = (pairs.vectors @ op.A - pairs.values[:, None] * pairs.vectors).norm(dim=1)
-    assert (true <= pairs.residuals).all() and torch.allclose(true, pairs.residuals, rtol=1e-3)
+    assert torch.allclose(true, pairs.residuals, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
