@@ -405,5 +405,8 @@ def test_parameters_out_of_reach_are_named_and_zero():
         def __init__(self): super().__init__(); self.used, self.idle = nn.Linear(D, C), nn.Linear(D, C)
         def forward(self, x): return self.used(torch.tanh(x))
     with pytest.warns(UserWarning, match=r"does not reach \['idle.weight', 'idle.bias'\].*zero"): objective = Objective(build(TwoHeads), (X, Y))
+    bad = Y.repeat(4)
+    bad[100] = C
+    with pytest.raises(ValueError, match="labels must lie in"): Objective(build(TwoHeads), (X.repeat(4, 1), bad))  # the search for idle parameters meets it first
     H = HessianOperator(objective).to_dense()
     assert not objective.grad()[16:].any() and not H[16:].any() and objective.grad()[:16].any() and not example_grads(objective, X, Y)[:, 16:].any()

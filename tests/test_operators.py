@@ -248,6 +248,42 @@ class OnceNet(nn.Module):
     def forward(self, x): return Once.apply(self.layer(x))
 
 
+class Sometimes(OnceNet):
+    "The dead end lies on the way of examples with a large first feature only."
+    def forward(self, x):
+        out, far = self.layer(x), x[:, 0] > 50
+        return torch.where(far[:, None], Once.apply(out), out) if far.any() else out
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_a_dead_end_behind_later_examples(budget):
+    "Its product is refused, kept or not, never a Hessian that lacks a part."
+    inputs = X.clone()
+    inputs[-1, 0] = 100.
+    with pytest.raises(NotImplementedError, match="Once"):
+        op = HessianOperator(Objective(build(Sometimes), list(zip(inputs.split(20), Y.split(20)))), memory_budget=budget)
+        assert budget == 0  # what is kept has been looked at before
+        op.matvec(randn(op.shape[0]))
+
+
+class Draws(nn.Module):
+    "Draws a random number in each pass, and does not use it."
+    def __init__(self): super().__init__(); self.layer = nn.Linear(3, 4)
+    def forward(self, x):
+        torch.rand(())
+        return self.layer(x).tanh()
+
+
+@pytest.mark.parametrize("budget", [None, 0])
+def test_random_state_of_a_model_that_draws(budget):
+    objective = Objective(build(Draws), (X, Y))
+    before = torch.get_rng_state()
+    op = HessianOperator(objective, memory_budget=budget)
+    assert torch.equal(torch.get_rng_state(), before)
+    op.matvec(randn(op.shape[0]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 class NoSecond(nn.Module):
     "Distances to learned centres in this norm: torch differentiates them once only."
     def __init__(self): super().__init__(); self.centres = nn.Parameter(torch.randn(4, 3))
