@@ -365,7 +365,7 @@ def refresh(self: EigenvectorSliders) -> None:
     with self.quietly():
         for slider, amount in zip(self.sliders, self.amounts): slider.value = amount
     V, theta = self.pairs.vectors[:self.k], self.objective.theta
-    theta = theta + (self._steps.to(V) @ V).to(theta)
+    theta = theta + (self._steps.to(V.device, theta.dtype) @ V.to(theta.dtype)).to(theta)
     drawn, steps = self._picture_of.at(theta.to(self._picture_of.dtype)), self._steps
     scores, figures = grid_scores(drawn, self.grid), training_figures(self.objective.at(theta))
     moved = ", ".join(f"{a:+.2f} $v_{i + 1}$" for i, a in enumerate(self.amounts) if a)

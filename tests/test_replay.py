@@ -99,6 +99,21 @@ def test_the_choice_waits_until_it_pays():
     assert op.product == "replay" and op.n_matvecs == 3
 
 
+def test_announced_products_are_recorded_before_they_are_made():
+    "Many of them pay for a record at once, a few do not; the eigensolver announces its own."
+    objective, v = Objective(mlp(), (X, Y)), randn(44)
+    for n, product in [(0, "auto"), (6, "auto"), (10**9, "replay")]:
+        op = HessianOperator(objective)
+        op.expect(n)
+        op.matvec(v)
+        assert op.product == product, n
+    announced = []
+    op = HessianOperator(objective)
+    op.expect = announced.append
+    top_eigenpairs(op, 3, tol=1e-3)
+    assert announced and announced[0] >= 3
+
+
 def test_the_product_that_is_recorded_counts_every_piece():
     objective = Objective(mlp(), list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5]))))
     graph, auto, v = HessianOperator(objective, product="graph"), HessianOperator(objective), randn(44)

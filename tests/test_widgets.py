@@ -102,8 +102,7 @@ class TestEigenvectorSliders:
         view = EigenvectorSliders(objective.to(torch.float64), pairs, n=30)
         s = .01 * curvature_lengths(pairs.values).double()
         view.state = {"amounts": (.01,) * 4}
-        unit = torch.nn.functional.normalize(pairs.vectors.double())  # float32 vectors have that length to 1e-7 only
-        exact = objective.to(torch.float64).value(objective.to(torch.float64).theta + s @ unit)
+        exact = objective.to(torch.float64).value(objective.to(torch.float64).theta + s @ pairs.vectors.double())
         assert view.numbers["loss"] == pytest.approx(exact, rel=1e-12)
         assert view.numbers["expected_loss"] - objective.value() == pytest.approx(exact - objective.value(), rel=.05)
         view.close()
