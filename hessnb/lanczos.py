@@ -268,7 +268,9 @@ def assess(self: _Search) -> bool:
     self.index = wanted(self.values, self.k, self.which)
     self.theta, self.estimates, self.scale = self.values[self.index], estimates[self.index], self.values.abs().max().item()
     eps = self.krylov.eps
-    goal = criterion(self.theta, self.scale, self.tol, eps).clamp_min(self.floor * self.scale)
+    goal = criterion(self.theta, self.scale, self.tol, eps)
+    room = 0. if self.noise else 128 * eps * self.scale  # for what rounding will add; a coarse search is mended later
+    goal = (goal - (goal / 2).clamp_max(room)).clamp_min(self.floor * self.scale)
     self.open = self.estimates > goal
     self.n_done = len(self.theta) - int(self.open.sum())
     self.bar.set_postfix_str(f"{self.n_done}/{self.k} pairs", refresh=False)

@@ -145,3 +145,12 @@ def test_a_pair_too_close_to_the_tolerance_to_tell():
     with silent(): again = top_eigenpairs(op, 6, tol=close, miss_probability=1)
     assert torch.equal(again.converged, again.relative_residuals <= close)
     assert hessnb.lanczos._OVERSIGHT <= 1e-3
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("tol", [1e-3, 3e-4, 1e-4])
+def test_rounding_does_not_undo_convergence(seed, tol):
+    "What the search takes for converged keeps room for rounding: no flag falls, and few pairs need a product of their own."
+    op = prescribed(np.r_[np.geomspace(9, 1, 12), np.linspace(-.3, .8, 188)], dtype=torch.float32)
+    pairs = top_eigenpairs(op, 12, tol=tol, miss_probability=1, generator=seeded(seed))
+    assert pairs.converged.all() and pairs.stopped == "converged" and pairs.n_certify <= 6
