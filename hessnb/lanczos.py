@@ -464,7 +464,7 @@ def top_eigenpairs(
     generator: torch.Generator | None = None,  # random start and probes; None: seed 0
     progress: bool | Callable[[int, int], bool | None] = False,  # show a bar, or a function called with (products, pairs found) after each product; if it returns true the search ends
 ) -> EigenPairs:
-    "The `k` wanted eigenpairs of `op`, with true residuals; pairs that did not converge are flagged, with a warning."
+    "The `k` wanted eigenpairs of `op`, with residuals that fresh products have confirmed; pairs that did not converge are flagged, with a warning."
     _check_operator(op)
     n, k = op.shape[0], _check_request(op.shape[0], k, which, tol)
     if start is not None: start = _check_start(op, start)

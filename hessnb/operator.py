@@ -286,7 +286,7 @@ class HessianOperator(Operator):
         if self.product == "replay": self._choose(self._test_vector())
 
     def _try_product(self, inputs, target: Tensor) -> None:
-        "An error here, not later, if a second derivative is missing."
+        "A product that is thrown away: `NotImplementedError` now, not later, if a second derivative is missing."
         g = self._piece_grad(inputs, target)
         self._graph_size(inputs, target, g)
         self._pull_back(g, self._test_vector(), keep=False)
@@ -302,7 +302,7 @@ def _linearise(self: HessianOperator) -> list[tuple[Callable, int]]:
     "Products with the leading pieces that fit the memory budget, through their graphs, and example counts."
     kept, self._kept_bytes, self._n_nodes = [], 0, 0
     for i, (inputs, target) in enumerate(self.objective.pieces()):
-        if i == 0: self._try_product(_slice(inputs, 0, 1), target[:1])
+        if i == 0: self._try_product(_slice(inputs, 0, 1), target[:1])  # here, where a piece is at hand and the random state is kept
         more = self.objective.fixed_bytes + len(target) * self.objective.bytes_per_example
         if self._kept_bytes + more > self.memory_budget: break
         self._kept_bytes += more

@@ -107,6 +107,17 @@ def test_announced_products_are_recorded_before_they_are_made():
         op.expect(n)
         op.matvec(v)
         assert op.product == product, n
+    op = HessianOperator(objective)
+    op.expect(8)
+    for _ in range(4): op.matvec(v)
+    op._seconds = 1e9
+    op.matvec(v)
+    assert op.product == "auto"  # four are left, which do not pay for it, however long they take
+    op = HessianOperator(objective)
+    op.expect(10**12)
+    op._seconds = 1e-9  # as the guess may be
+    op.matvec(v)
+    assert op.product == "replay"  # nothing has been timed that the record could be slower than
     announced = []
     op = HessianOperator(objective)
     op.expect = announced.append
