@@ -27,10 +27,11 @@ class Krylov:
     def __init__(self,
         op: SymmetricOperator,
         capacity: int,  # most rows to hold
+        rows: int = 32,  # to make room for at first
     ):
         n = op.shape[0]
         self.op, self.capacity, self.m = op, min(capacity, n), 0
-        self.basis = torch.empty(min(32, self.capacity), n, dtype=op.dtype, device=op.device)  # the first m rows are multiplied; grows
+        self.basis = torch.empty(min(rows, self.capacity), n, dtype=op.dtype, device=op.device)  # the first m rows are multiplied; grows
         self.pending = self.basis.new_empty(0, n)  # `(s, P)`
         self.projected = torch.zeros(len(self.basis), len(self.basis), dtype=torch.float64, device="cpu")  # holds G, on the host
         self.coupling = torch.zeros(0, 0, dtype=torch.float64, device="cpu")  # B, `(s, m)`, on the host
@@ -50,12 +51,13 @@ class Krylov:
 # %% ../nbs/03_lanczos.ipynb #866f4482
 @patch
 def _split(self: Krylov, w: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    "Components of `w` along the multiplied rows and `others`, and the remainder, by two passes of Gram-Schmidt."
-    h, parts = 0, []
+    "Components of `w` along the multiplied rows and `others`, and the remainder, by Gram-Schmidt; twice, unless most of `w` remains."
+    h, size = 0, w.norm()
     for _ in range(2):
-        parts = [self.Q @ w, others @ w]
+        parts = self.Q @ w, others @ w
         h = h + torch.cat(parts)
         w = w - parts[0] @ self.Q - parts[1] @ others
+        if (w.norm() > .5 * size).item(): break
     return h, w
 
 @patch
@@ -100,13 +102,15 @@ def expand(self: Krylov,
 ) -> float:
     "Multiply a pending row (one product). The remainder becomes the last pending row; returns its norm, 0 if nothing is left."
     i = i % len(self.pending)
-    q, keep = self.pending[i], [l for l in range(len(self.pending)) if l != i]
-    self.pending, self.coupling = self.pending[keep], self.coupling[keep]
+    q, known, keep = self.pending[i], self.coupling[i], [l for l in range(len(self.pending)) if l != i]
+    self.pending, self.coupling, near = self.pending[keep], self.coupling[keep], known.nonzero().flatten().tolist()
     w = self._multiply(q)
+    alpha = q @ w
+    w = w - alpha * q - (known[near][None].to(w) @ self.basis[near])[0]
     self._store(q)
     h, rest = self._split(w, self.pending)
-    host = torch.cat([h, rest.norm()[None]]).double().cpu()  # the one transfer of this step
-    column, toward, beta = host[:self.m], host[self.m:-1], host[-1].item()
+    host = torch.cat([h, alpha[None], rest.norm()[None]]).double().cpu()
+    column, toward, beta = host[:self.m] + torch.cat([known, host[-2:-1]]), host[self.m:-2], host[-1].item()
     self.projected[:self.m, self.m - 1] = self.projected[self.m - 1, :self.m] = column
     self.coupling = torch.cat([self.coupling, toward[:, None]], 1)
     if beta <= 4 * self.eps * self.scale or self.m + len(self.pending) == self.op.shape[0]: return 0.
@@ -238,7 +242,7 @@ class _Search:
     "The state of one call of `top_eigenpairs`."
     def __init__(self, op, k, which, tol, max_matvecs, capacity, generator, bar, progress):
         self.op, self.k, self.which, self.tol, self.max_matvecs, self.bar = op, k, which, tol, max_matvecs, bar
-        self.generator, self.krylov, self.used, self.n_done = generator, Krylov(op, capacity), 0, 0
+        self.generator, self.krylov, self.used, self.n_done = generator, Krylov(op, capacity, max(32, 4 * k)), 0, 0
         self.watch, self.halted = progress if callable(progress) else None, False
         self.least = 0  # products before anything may count as converged
         self.floor = self.krylov.eps  # of what residual estimates are compared with, in units of the norm: rounding allows no less
@@ -581,7 +585,7 @@ def _warn(pairs: EigenPairs, dtype: torch.dtype, stacklevel: int = 4) -> None:
 @patch
 def turn_to(self: _Search, op: SymmetricOperator, tol: float, capacity: int) -> None:
     "Search on `op`, a coarser form of the operator, to a tolerance of its own."
-    self.op, self.tol, self.krylov, self.noise = op, tol, Krylov(op, capacity), 8 * op.noise
+    self.op, self.tol, self.krylov, self.noise = op, tol, Krylov(op, capacity, max(32, 4 * self.k)), 8 * op.noise
     self.floor = 0.  # the error of the products is mended later, what lies outside the basis is not
 
 @patch

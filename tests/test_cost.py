@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hessnb.operator
 from conftest import F64, build, prescribed, randn
@@ -131,6 +132,18 @@ def test_bytes_of_a_search(product):
     assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 3, tol=1e-3))) <= one + (2 * pairs[0].n_matvecs + 16) * row
     assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 4, tol=1e-6))) <= one + (2 * pairs[1].n_matvecs + 40) * row and 32 < pairs[1].n_matvecs < 80
     assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * (objective.fixed_bytes + 48 * objective.bytes_per_example)
+
+
+def test_passes_over_the_basis():
+    "Nearly every step of the search goes over its basis once: what a product has along the basis is known before."
+    class Count(TorchDispatchMode):
+        n = 0
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += func is torch.ops.aten.mv.default and args[0].ndim == 2 and 4 < args[0].shape[0] < args[0].shape[1] == 300
+            return func(*args, **kwargs or {})
+    op = prescribed(np.r_[np.geomspace(10, 1, 8), np.linspace(-.5, .5, 292)])
+    with Count() as count: pairs = top_eigenpairs(op, 8, tol=1e-9, miss_probability=1)
+    assert pairs.converged.all() and .7 * pairs.n_matvecs < count.n < 1.5 * pairs.n_matvecs
 
 
 def test_a_quarter_of_the_budget():
