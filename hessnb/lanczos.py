@@ -52,11 +52,11 @@ class Krylov:
 @patch
 def _split(self: Krylov, w: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     "Components of `w` along the multiplied rows and `others`, and the remainder, by Gram-Schmidt; twice, unless most of `w` remains."
-    h, size = 0, w.norm()
+    h, size, spans = 0, w.norm(), (self.Q, others) if len(others) else (self.Q,)
     for _ in range(2):
-        parts = self.Q @ w, others @ w
+        parts = [rows @ w for rows in spans]
         h = h + torch.cat(parts)
-        w = w - parts[0] @ self.Q - parts[1] @ others
+        for rows, part in zip(spans, parts): w = torch.addmv(w, rows.T, part, alpha=-1)
         if (w.norm() > .5 * size).item(): break
     return h, w
 
@@ -102,11 +102,12 @@ def expand(self: Krylov,
 ) -> float:
     "Multiply a pending row (one product). The remainder becomes the last pending row; returns its norm, 0 if nothing is left."
     i = i % len(self.pending)
-    q, known, keep = self.pending[i], self.coupling[i], [l for l in range(len(self.pending)) if l != i]
-    self.pending, self.coupling, near = self.pending[keep], self.coupling[keep], known.nonzero().flatten().tolist()
+    q, known = self.pending[i], self.coupling[i]
+    self.pending, self.coupling = (torch.cat([t[:i], t[i + 1:]]) for t in (self.pending, self.coupling))
+    first = min(known.nonzero().flatten().tolist(), default=self.m)  # of the rows that are coupled with it: in a chain, only the last one is
     w = self._multiply(q)
     alpha = q @ w
-    w = w - alpha * q - (known[near][None].to(w) @ self.basis[near])[0]
+    w = torch.addmv(w - alpha * q, self.Q[first:].T, known[first:].to(w), alpha=-1)
     self._store(q)
     h, rest = self._split(w, self.pending)
     host = torch.cat([h, alpha[None], rest.norm()[None]]).double().cpu()

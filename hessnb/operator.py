@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .objective import Objective, _slice, check_mode, isolated, own_modes
+from .objective import Objective, _slice, all_finite, check_mode, isolated, own_modes
 
 # %% ../nbs/02_operator.ipynb #c13521df
 @runtime_checkable
@@ -68,7 +68,7 @@ def _check(self: Operator, v: Tensor, ndim: int) -> None:
         raise ValueError(f"expected shape {expected}, got {tuple(v.shape)}; vectors are rows, and one vector goes to matvec")
     if v.dtype != self.dtype: raise TypeError(f"expected {self.dtype}, got {v.dtype}: call v.to({self.dtype})")
     if v.device != self.device: raise ValueError(f"expected a vector on {self.device}, got {v.device}: call v.to('{self.device}')")
-    if not torch.isfinite(v).all(): raise ValueError("the vector has NaN or infinite entries")
+    if not all_finite(v): raise ValueError("the vector has NaN or infinite entries")
 
 # %% ../nbs/02_operator.ipynb #ac9a197b
 @patch

@@ -159,3 +159,20 @@ def test_a_quarter_of_the_budget():
     assert peaks[1] <= 2.5 * budget
     a, b = (top_eigenpairs(op, 3, tol=1e-3, miss_probability=1, single=False) for op in ops)
     assert torch.allclose(a.values, b.values, rtol=1e-5) and a.n_matvecs == b.n_matvecs
+
+
+def test_double_precision_convolutions_go_through_in_small_pieces():
+    images, labels = randn(600, 1, 28, 28), torch.arange(600) % 3
+    whole, pieces = (Objective(CNN, (images, labels), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    sizes = [len(t) for _, t in pieces.pieces()]
+    assert [len(t) for _, t in whole.pieces()] == [600]
+    assert len(sizes) > 2 and max(sizes) - min(sizes) < len(sizes) and sum(sizes) == 600
+    op = HessianOperator(pieces)
+    op.matvec(randn(op.shape[0]))
+    assert peak_bytes(lambda: op.matvec(randn(op.shape[0]))) < 64 * 2**20  # as a whole: 240 MiB
+
+
+def test_pieces_of_large_examples_are_not_too_small():
+    model = build(lambda: nn.Sequential(nn.Conv2d(1, 64, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(64 * 784, 3)))
+    assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS)).pieces()] == [24, 24]
+    assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS), memory_budget=2**24).pieces()] != [24, 24]
