@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
-from hessnb.objective import Objective, example_grads, example_vjps, preserve_rng
+from hessnb.objective import Objective, all_finite, example_grads, example_vjps, preserve_rng
 from hessnb.operator import HessianOperator
 from hessnb.params import flatten, select_params
 
@@ -410,3 +410,9 @@ def test_parameters_out_of_reach_are_named_and_zero():
     with pytest.raises(ValueError, match="labels must lie in"): Objective(build(TwoHeads), (X.repeat(4, 1), bad))  # the search for idle parameters meets it first
     H = HessianOperator(objective).to_dense()
     assert not objective.grad()[16:].any() and not H[16:].any() and objective.grad()[:16].any() and not example_grads(objective, X, Y)[:, 16:].any()
+
+
+@pytest.mark.parametrize("values, finite", [([1., 2.], True), ([3e38, 3e38], True), ([-3e38, 1., -3e38], True), ([], True),
+                                            ([1., float("nan")], False), ([float("inf"), -float("inf")], False), ([3e38, 3e38, -float("inf")], False)])
+def test_entries_are_finite_although_their_sum_is_not(values, finite):
+    assert all_finite(torch.tensor(values, requires_grad=True)) is finite
