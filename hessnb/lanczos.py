@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .objective import all_finite
 from .operator import Operator, SymmetricOperator
 
 # %% ../nbs/03_lanczos.ipynb #9272cef7
@@ -528,7 +529,7 @@ def _check_start(op: SymmetricOperator, start: Tensor) -> Tensor:
     rows = start[None] if start.ndim == 1 else start
     if rows.ndim != 2 or rows.shape[1] != op.shape[0]:
         raise ValueError(f"start must have shape ({op.shape[0]},) or (j, {op.shape[0]}), got {tuple(start.shape)}")
-    if not torch.isfinite(rows).all() or not rows.any(): raise ValueError("start must be finite and not zero")
+    if not all_finite(rows) or not rows.any(): raise ValueError("start must be finite and not zero")
     return rows.detach().to(op.device, op.dtype)
 
 # %% ../nbs/03_lanczos.ipynb #6736dcd8
@@ -657,7 +658,7 @@ def dense_eigenpairs(
     n = op.shape[0]
     _check_request(n, n if k is None else k, which, tol)
     A = op.to_dense(max_bytes=max_bytes)
-    if not torch.isfinite(A).all(): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
+    if not all_finite(A): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
     try: values, V = torch.linalg.eigh(A)
     except torch.linalg.LinAlgError: values, V = (t.to(A) for t in torch.linalg.eigh(A.double()))  # float32 does not always converge
     index = wanted(values, n if k is None else k, which)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .lanczos import EigenPairs, Krylov, _check_operator, _check_request, _warn, criterion, dense_eigenpairs, wanted
+from .objective import all_finite
 from .operator import Operator, SymmetricOperator
 
 # %% ../nbs/10_lowrank.ipynb #a0000020
@@ -55,7 +56,7 @@ class _Range:
     def multiply(self, V: Tensor) -> Tensor:
         "Products with rows; `ValueError` if one is not finite."
         W = self.op.matmat(V)
-        if not torch.isfinite(W).all(): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
+        if not all_finite(W): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
         return W
 
     def outside(self, Y: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ def check_mode(model: nn.Module) -> None:
     if mixing: raise ValueError(f"batch norm without running statistics mixes the examples of a batch: {mixing[:5]}; use track_running_stats=True")
 
 # %% ../nbs/01_objective.ipynb #ce61e324
-def all_finite(t: Tensor) -> bool:
+def all_finite(t: Tensor) -> bool:  # `t`: floating, of any shape
     "Whether no entry is NaN or infinite: a finite sum says so in one pass, and only another one needs a closer look."
     return math.isfinite(t.detach().sum().item()) or bool(torch.isfinite(t).all())
 
@@ -366,13 +366,14 @@ def pieces(self: Objective) -> Iterator[tuple[Any, Tensor]]:
                 step = math.ceil(n / math.ceil(n / self._piece))  # equal shares
                 yield from ((_slice(inputs, i, i + step), target[i:i + step]) for i in range(0, n, step))
 
-def _saved_bytes(fn: Callable[[], Any]) -> int:
-    "Bytes of the distinct storages that autograd saves while `fn` runs."
+def _saved_bytes(fn: Callable[[], Any], held: Iterable[Tensor] = ()) -> int:
+    "Bytes of the distinct storages that autograd saves while `fn` runs, without those of `held`."
     sizes = {}
     def pack(t):
         sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t.detach()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): fn()
+    for t in held: sizes.pop(t.untyped_storage().data_ptr(), None)
     return sum(sizes.values())
 
 # %% ../nbs/01_objective.ipynb #de8e85f2
@@ -420,7 +421,8 @@ _UNFOLDED_BYTES = 2**25  # kept for one piece where convolutions unfold their in
 def _measure_cost(self: Objective, inputs: Any, target: Tensor) -> None:
     "Set the bytes per example for differentiating twice and the size of a piece; warn of parameters without effect."
     def bytes_for(n):
-        return _saved_bytes(lambda: self.piece_grad(self.params, _slice(inputs, 0, n), target[:n], create_graph=True))
+        few, labels = tree_map(torch.clone, (_slice(inputs, 0, n), target[:n]))  # a slice would save the whole batch
+        return _saved_bytes(lambda: self.piece_grad(self.params, few, labels, create_graph=True), [*self.params.values(), *self._fixed.values()])
     one = bytes_for(1)
     self.bytes_per_example = max(bytes_for(2) - one, 1) if len(target) > 1 else one
     self.fixed_bytes = max(one - self.bytes_per_example, 0)

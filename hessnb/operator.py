@@ -118,7 +118,7 @@ class MatrixOperator(Operator):
         if not isinstance(A, Tensor): raise TypeError(f"A must be a tensor, got {type(A).__name__}; use torch.as_tensor")
         if A.ndim != 2 or A.shape[0] != A.shape[1] or not len(A): raise ValueError(f"A must be a square matrix, got shape {tuple(A.shape)}")
         if A.dtype not in (torch.float32, torch.float64): raise TypeError(f"A must be float32 or float64, got {A.dtype}")
-        if not torch.isfinite(A).all(): raise ValueError("A has NaN or infinite entries")
+        if not all_finite(A): raise ValueError("A has NaN or infinite entries")
         gap, scale = (A - A.T).abs().max().item(), A.abs().max().item()
         if gap > 1e3 * torch.finfo(A.dtype).eps * scale:
             raise ValueError(f"A is not symmetric: |A - A^T| reaches {gap:.3g} with entries up to {scale:.3g}; use (A + A.T) / 2 if that is meant")

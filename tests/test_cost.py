@@ -176,3 +176,12 @@ def test_pieces_of_large_examples_are_not_too_small():
     model = build(lambda: nn.Sequential(nn.Conv2d(1, 64, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(64 * 784, 3)))
     assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS)).pieces()] == [24, 24]
     assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS), memory_budget=2**24).pieces()] != [24, 24]
+
+
+@pytest.mark.parametrize("batches", [lambda X, y: (X, y), lambda X, y: list(zip(X.split(150), y.split(150)))], ids=["whole", "batches"])
+def test_data_and_parameters_are_not_charged_to_every_piece(batches):
+    data = batches(randn(600, 1, 28, 28), torch.arange(600) % 3)
+    objective = Objective(CNN, data)
+    op = HessianOperator(objective, memory_budget=int(1.01 * 600 * objective.bytes_per_example))
+    assert len(op._kept) > 2 and op.n_kept == 600 and op.n_kept * 8 * 784 < op._kept_bytes
+    assert HessianOperator(objective, memory_budget=int(.9 * 600 * objective.bytes_per_example)).n_kept < 600
