@@ -4,16 +4,20 @@
     python benchmarks/peers.py --quick               small problems, few repetitions
     python benchmarks/peers.py --only cnn lenet      problems whose name contains one of these
     python benchmarks/peers.py --summary             tables and plot from the rows that are there
+    python benchmarks/peers.py --device cuda --out benchmarks/results/gpu
 
-Every run is a process of its own, forked from one that has imported everything and computed nothing, with the same number of threads; the runs of a problem are interleaved, repetition by repetition.
+On a CPU every run is a process of its own, forked from one that has imported everything and computed nothing, with the same number of threads; the runs of a problem are interleaved, repetition by repetition.
 A clock covers all that a user waits for: from a model and its data to the eigenvectors. Short runs are made twice in the process and the second one counts, because the first loads code; its time is
-kept as `cold`. Long ones are repeated less often: see `ENOUGH`. Memory is the growth of the process's high-water mark over the first. Afterwards, outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are
+kept as `cold`. Long ones are repeated less often: see `ENOUGH`. Memory is the growth of the process's high-water mark over the first, on a GPU that of torch's allocator. Afterwards, outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are
 computed in float64 with products by plain double backward, lambda being their Rayleigh quotient, and the worst one is kept: a solver is compared only where it reached the goal. Rows go to `peers.jsonl` in
 `--out`; the benchmark goes on where it was stopped. Remove rows to measure them again.
 """
 import argparse
+import copy
+import functools
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -23,7 +27,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +58,10 @@ class Problem:
     k: int = 10  # pairs
     tol: float = 1e-3
     dtype: str = "float32"
+    device: str = "cpu"
 
     @property
-    def key(self) -> str: return f"{self.network}-N{self.n}-k{self.k}-tol{self.tol:g}-{self.dtype}"
+    def key(self) -> str: return f"{self.network}-N{self.n}-k{self.k}-tol{self.tol:g}-{self.dtype}" + (f"-{self.device}" if self.device != "cpu" else "")
     @property
     def goal(self) -> float: return max(1.5 * self.tol, FLOOR[self.dtype])  # worst true relative residual; ARPACK's own estimates are that exact
 
@@ -74,6 +79,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor: return self.out(self.layers(self.table(x) + self.place).mean(1))
 
 
+@functools.cache
 def digits(name: str, n: int) -> tuple[Tensor, Tensor]:
     "The first `n` images of a fixed order of all that there are."
     data = load_data(name, n_per_class=500 if name == "mnist10" else 300)
@@ -112,8 +118,8 @@ NETWORKS: dict[str, tuple[Callable, Callable, int]] = {  # model, data of n exam
 def build(problem: Problem, folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
     "The model, briefly trained on its data (once; then read from a file), and the data, in the precision of the problem."
     make, data, steps = NETWORKS[problem.network]
-    model, (X, y), path = make().eval(), data(problem.n), folder / f"{problem.network}-{problem.n}.pt"
-    if path.exists(): model.load_state_dict(torch.load(path))
+    model, (X, y), path = make().eval().to(problem.device), (t.to(problem.device) for t in data(problem.n)), folder / f"{problem.network}-{problem.n}.pt"
+    if path.exists(): model.load_state_dict(torch.load(path, map_location=problem.device))
     else:
         adam = torch.optim.Adam(model.parameters(), 1e-3)
         for _ in range(steps):
@@ -160,8 +166,8 @@ def backpack(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
     loss = F.cross_entropy(model(X), y)
     grads = torch.autograd.grad(loss, params, create_graph=True)
     def product(v):
-        parts = [part.view_as(p) for part, p in zip(torch.from_numpy(v).split([p.numel() for p in params]), params)]
-        return torch.cat([h.reshape(-1) for h in hessian_vector_product(loss, params, parts, grad_params=grads)]).numpy()
+        parts = [part.view_as(p) for part, p in zip(torch.from_numpy(v).to(X.device).split([p.numel() for p in params]), params)]
+        return torch.cat([h.reshape(-1) for h in hessian_vector_product(loss, params, parts, grad_params=grads)]).cpu().numpy()
     return arpack(problem, product, sum(p.numel() for p in params), seed)
 
 
@@ -182,7 +188,7 @@ def pyhessian(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
         return product(*args)
     peer.hessian_vector_product = counted
     torch.manual_seed(seed)
-    try: _, vectors = peer.hessian(model, nn.CrossEntropyLoss(), data=(X, y), cuda=False).eigenvalues(maxIter=100, tol=problem.tol, top_n=problem.k)
+    try: _, vectors = peer.hessian(model, nn.CrossEntropyLoss(), data=(X, y), cuda=X.is_cuda).eigenvalues(maxIter=100, tol=problem.tol, top_n=problem.k)
     finally: peer.hessian_vector_product = product
     model.zero_grad(set_to_none=True)
     return torch.stack([torch.cat([p.reshape(-1) for p in v]) for v in vectors]).detach(), count[0]
@@ -198,12 +204,19 @@ STEPS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # times (k + 10), tried for hessian-eig
 # one run, in a process of its own
 
 
-def kib(field: str) -> int: return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
+def memory(device: str, reset: bool = False) -> int:
+    "The high-water mark in bytes; what is in use now, after a reset."
+    if device == "cuda":
+        if reset: torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset: Path("/proc/self/clear_refs").write_text("5")
+    field = "VmRSS" if reset else "VmHWM"
+    return 1024 * int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1])
 
 
 def residuals(problem: Problem, model: nn.Module, X: Tensor, y: Tensor, vectors: Tensor) -> list[float]:
     "True relative residuals in float64, by double backward."
-    model, X = model.double(), X.double() if X.is_floating_point() else X
+    model, X = copy.deepcopy(model).double(), X.double() if X.is_floating_point() else X
     params, relative = list(model.parameters()), []
     with sdpa_kernel(SDPBackend.MATH): g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(model(X), y), params, create_graph=True)])
     for v in vectors.double():
@@ -214,26 +227,58 @@ def residuals(problem: Problem, model: nn.Module, X: Tensor, y: Tensor, vectors:
     return relative
 
 
-def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | None) -> dict:
-    "Solve once; seconds, memory, products and true residuals."
+def once(problem: Problem, solver: str, seed: int, data: tuple, steps: int | None, twice: bool) -> dict:
+    "Solve; seconds (of a second time, if the first is short and `twice`), memory, products and true residuals."
+    model, X, y = data
+    kwargs = dict(steps=steps) if solver == "hessian-eigenthings" else {}
+    def timed():
+        start = time.perf_counter()
+        vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
+        vectors[-1, -1].item()  # nothing is on its way any more
+        return vectors, n_products, time.perf_counter() - start
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        before = memory(problem.device, reset=True)
+        vectors, n_products, cold = timed()
+        seconds, peak = cold, memory(problem.device) - before
+        if twice and cold < WARM and peak < 4 * 2**30: vectors, n_products, seconds = timed()
+    vectors = vectors.to(problem.device)
+    overlap = (vectors.double() @ vectors.double().T - torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)).abs().max().item()
+    return dict(seconds=seconds, cold=cold, mib=peak / 2**20, products=n_products, residual=max(residuals(problem, model, X, y, vectors)), overlap=overlap, n_params=vectors.shape[1], threads=torch.get_num_threads(),
+                **(dict(machine=f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU cores, torch {torch.__version__}") if X.is_cuda else {}))
+
+
+def ready(problem: Problem, folder: Path) -> tuple:
+    "Model and data, after a first touch of the libraries, so that nobody pays for it."
     warnings.simplefilter("ignore")
     model, X, y = build(problem, folder)
-    kwargs = dict(steps=steps) if solver == "hessian-eigenthings" else {}
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
-        F.cross_entropy(model(X[:2]), y[:2]).backward()  # so that nobody pays for the first touch of the libraries
-        model.zero_grad(set_to_none=True)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        before, start = kib("VmRSS"), time.perf_counter()
-        vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
-        cold = seconds = time.perf_counter() - start
-        peak = kib("VmHWM") - before
-        if cold < WARM and peak < 4 * 2**20:
-            start = time.perf_counter()
-            vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
-            seconds = time.perf_counter() - start
-    worst = residuals(problem, model, X, y, vectors)
-    overlap = (vectors.double() @ vectors.double().T - torch.eye(len(vectors), dtype=torch.float64)).abs().max().item()
-    return dict(seconds=seconds, cold=cold, mib=peak / 1024, products=n_products, residual=max(worst), overlap=overlap, n_params=vectors.shape[1], threads=torch.get_num_threads())
+    with sdpa_kernel(SDPBackend.MATH): F.cross_entropy(model(X[:2]), y[:2]).backward()
+    model.zero_grad(set_to_none=True)
+    return model, X, y
+
+
+def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | None) -> dict: return once(problem, solver, seed, ready(problem, folder), steps, True)
+
+
+def together(problem: Problem, folder: Path, solvers: list[str], repetitions: int) -> Iterator[dict]:
+    "All runs of a problem in this process, interleaved: on a GPU a process takes seconds to begin, and torch can tell the memory of each run. The first run of each solver loads code and does not count."
+    torch.backends.cudnn.allow_tf32 = False  # or the products of the peers are not exact enough
+    data, spent = ready(problem, folder), dict.fromkeys(solvers, 0.)
+    def attempt(solver, seed, steps=None):
+        try: return once(problem, solver, seed, data, steps, False)
+        except Exception as e: return dict(failed=f"{type(e).__name__}: {e}"[:300])
+    steps = None
+    for factor in STEPS if "hessian-eigenthings" in solvers else ():
+        found = attempt("hessian-eigenthings", 0, round(factor * (problem.k + 10)))
+        if "failed" in found: break
+        if found["residual"] <= problem.goal / 10 and found["overlap"] < .1:
+            steps = round(factor * (problem.k + 10))
+            break
+    for repetition in range(-1, repetitions):
+        for solver in solvers:
+            if spent[solver] > ENOUGH: continue
+            result = dict(failed="no number of steps of the ladder reached the goal") if solver == "hessian-eigenthings" and steps is None else attempt(solver, max(repetition, 0), steps)
+            spent[solver] += result.get("seconds", math.inf)
+            if repetition >= 0 or "failed" in result: yield dict(solver=solver, repetition=max(repetition, 0), **result)
 
 
 class Rows:
@@ -285,6 +330,12 @@ def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int 
 def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> None:
     "All runs that have no row yet; a solver that failed once is not tried again on that problem."
     for problem in problems:
+        if problem.device != "cpu":
+            solvers = [s for s in args.solvers if s != "PyHessian" and (s != "hessnb, no probe" or problem.network == "mlp") and not rows.find(part="pairs", problem=problem.key, solver=s)]
+            for result in together(problem, args.work, solvers, args.repetitions) if solvers else ():
+                row = rows.add(part="pairs", problem=problem.key, **asdict(problem), **result)
+                print(problem.key, {k: row[k] for k in ("solver", "seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
+            continue
         child(args, lambda problem=problem: bool(build(problem, args.work)))
         steps = enough_steps(args, rows, problem) if "hessian-eigenthings" in args.solvers else None
         for repetition in range(args.repetitions):
@@ -404,7 +455,7 @@ def medians(rows: Rows) -> Iterator[dict]:
         if failed:
             yield dict(problem=problem, solver=solver, failed=failed[0])
             continue
-        p = Problem(**{k: found[0][k] for k in ("network", "n", "k", "tol", "dtype")})
+        p = Problem(**{k: found[0][k] for k in asdict(Problem("", 0)) if k in found[0]})
         seconds = [r["seconds"] for r in found]
         yield dict(problem=problem, solver=solver, **asdict(p), n_params=found[0]["n_params"], runs=len(found), threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds), cold=statistics.median(r["cold"] for r in found),
                    mib=statistics.median(r["mib"] for r in found), products=statistics.median(r["products"] for r in found), residual=max(r["residual"] for r in found),
@@ -432,14 +483,15 @@ def summarise(args: argparse.Namespace, rows: Rows) -> None:
     pairs, extras = list(medians(rows)), [r for r in rows.find(part="extra") if "failed" not in r]
     curves = {axis: sorted((r for r in extras if r["name"][:2] == ["scaling", axis]), key=lambda r: r["x"]) for axis in CURVES}
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
-    machine = f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
-    lines = [f"Measured on {machine}. Every run in a process of its own, interleaved. Threads: {', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.", "", table(pairs), ""]
+    machines = sorted({r["machine"] for r in rows.rows if "machine" in r})  # on a GPU the rows may come from elsewhere
+    where, how = "; ".join(machines) or f"{os.cpu_count()} cores of {model}, torch {torch.__version__}", "All runs of a problem in one process" if machines else "Every run in a process of its own"
+    lines = [f"Measured on {where}. {how}, interleaved. Threads: {', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.", "", table(pairs), ""]
     units = dict(products="seconds", all_pairs="seconds, pairs and products", alignments="seconds, largest difference", start_up="seconds")
     for r in extras:
         if r["name"][0] != "scaling": lines.append(f"- {' '.join(r['name'])} ({units[r['name'][0]]}): " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
     lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})" for axis, points in curves.items() if len(points) > 2]
     (args.out / "peers.md").write_text("\n".join(lines) + "\n")
-    (args.out / "peers.json").write_text(json.dumps(dict(machine=machine, pairs=pairs, extras=extras), indent=1) + "\n")
+    (args.out / "peers.json").write_text(json.dumps(dict(machine=where, pairs=pairs, extras=extras), indent=1) + "\n")
     plot(args.out / "peers.png", pairs, curves)
     print("\n".join(lines))
 
@@ -463,7 +515,7 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
         ax.plot([r["seconds"] / base[r["problem"]]["seconds"] for r in mine], [names.index(r["problem"]) for r in mine], marker, ms=7 if marker == "|" else 5, alpha=.8, label=solver)
     labels = []
     for name in names:
-        p = Problem(**{k: base[name][k] for k in ("network", "n", "k", "tol", "dtype")})
+        p = Problem(**{k: base[name][k] for k in asdict(Problem("", 0))})
         labels.append(f"{p.network}, N={p.n:,}, k={p.k}, tol={p.tol:g}, {p.dtype}: {base[name]['seconds']:.3g} s")
     ax.set(yticks=range(len(names)), yticklabels=labels, xscale="log", xlabel="time relative to hessnb (left of the line: faster)", title="The same eigenpairs, at equal true residual")
     ax.set_xticks([t for t in (.25, .5, 1, 2, 3, 4, 6, 10, 20, 50) if ax.get_xlim()[0] < t < ax.get_xlim()[1]])
@@ -481,9 +533,13 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
     plt.close(fig)
 
 
-def problems(quick: bool) -> list[Problem]:
+def problems(quick: bool, device: str = "cpu") -> list[Problem]:
     "The list of the benchmark, from small to large."
-    if quick: return [Problem("mlp", 150), Problem("mlp", 150, tol=1e-6, dtype="float64"), Problem("cnn", 450, k=5), Problem("lenet", 500, k=5)]
+    if device != "cpu":
+        out = [Problem(net, n, 5) for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64), ("lenet", 5000), ("resnet", 64))]
+        out += [Problem(net, n, 20) for net, n in (("cnn", 450), ("lenet", 1000), ("encoder", 64))]
+        out += [Problem(net, n, 5, 1e-6, "float64") for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000))] + [Problem("resnet", 256, 5), Problem("resnet", 64, 20)]
+        return [replace(p, device=device) for p in out]
     small, mlp150 = (("mlp", 150), ("cnn", 450), ("lenet", 1000)), [Problem("mlp", 150, k, tol, "float64") for k in (5, 20) for tol in (1e-3, 1e-6)]
     out = [*(Problem(net, n, 5) for net, n in small), *mlp150, Problem("encoder", 64, 5), *(Problem(net, n, 5, tol, "float64") for tol in (1e-3, 1e-6) for net, n in small[1:])]
     out += [*(Problem(net, n, 20) for net, n in (*small, ("encoder", 64))), Problem("resnet", 64, 5), Problem("lenet", 5000, 5)]  # float32 allows no true residual of 1e-6
@@ -500,17 +556,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="problems and extras whose name contains one of these")
     parser.add_argument("--solvers", nargs="*", default=list(SOLVERS), choices=list(SOLVERS))
     parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--device", default="cpu", help="cuda: a shorter list of problems, on a GPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one run; a solver that exceeds it is not tried again")
     parser.add_argument("--summary", action="store_true", help="measure nothing")
     args = parser.parse_args()
+    if args.device != "cpu": torch.set_num_threads(args.threads)
     args.repetitions = args.repetitions or (3 if args.quick else 5)
     rows, fits = Rows(args.out / "peers.jsonl"), lambda name: any(part in name for part in args.only)
     if not args.summary:
         load_peers()
-        measure(args, rows, [p for p in problems(args.quick) if fits(p.key)])
+        measure(args, rows, [p for p in problems(args.quick, args.device) if fits(p.key)])
         for name in EXTRAS:
-            if not fits(" ".join(name)) or args.quick or rows.find(part="extra", name=list(name)): continue
+            if not fits(" ".join(name)) or args.quick or args.device != "cpu" or rows.find(part="extra", name=list(name)): continue
             print(rows.add(part="extra", name=list(name), **child(args, lambda name=name: extra(*name, folder=args.work))), flush=True)
     summarise(args, rows)
 

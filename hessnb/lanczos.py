@@ -19,8 +19,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .objective import all_finite
-from .operator import Operator, SymmetricOperator
+from .objective import all_bits, all_finite
+from .operator import Operator, SymmetricOperator, seeded
 
 # %% ../nbs/03_lanczos.ipynb #9272cef7
 class Krylov:
@@ -89,13 +89,10 @@ def _store(self: Krylov, q: Tensor) -> None:
 
 # %% ../nbs/03_lanczos.ipynb #050701ab
 @patch
-def _multiply(self: Krylov, q: Tensor) -> Tensor:
-    "The product with a row; `ValueError` if it is not finite."
-    w = self.op.matvec(q)
-    norm = w.norm().item()
-    if not math.isfinite(norm): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
-    self.scale = max(self.scale, norm)
-    return w
+def _take(self: Krylov, size: float) -> None:
+    "Note the norm of a product with a row; `ValueError` if it is not finite."
+    if not math.isfinite(size): raise ValueError("a product with the operator is NaN or infinite: look at the model's parameters and data")
+    self.scale = max(self.scale, size)
 
 @patch
 def expand(self: Krylov,
@@ -106,13 +103,14 @@ def expand(self: Krylov,
     q, known = self.pending[i], self.coupling[i]
     self.pending, self.coupling = (torch.cat([t[:i], t[i + 1:]]) for t in (self.pending, self.coupling))
     first = min(known.nonzero().flatten().tolist(), default=self.m)  # of the rows that are coupled with it: in a chain, only the last one is
-    w = self._multiply(q)
-    alpha = q @ w
+    w = self.op.matvec(q)
+    alpha, size = q @ w, w.norm()
     w = torch.addmv(w - alpha * q, self.Q[first:].T, known[first:].to(w), alpha=-1)
     self._store(q)
     h, rest = self._split(w, self.pending)
-    host = torch.cat([h, alpha[None], rest.norm()[None]]).double().cpu()
-    column, toward, beta = host[:self.m] + torch.cat([known, host[-2:-1]]), host[self.m:-2], host[-1].item()
+    host = torch.cat([h, torch.stack([alpha, rest.norm(), size])]).double().cpu()  # a device is waited for here, and in the two questions of `_split` and `matvec`
+    self._take(host[-1].item())
+    column, toward, beta = host[:self.m] + torch.cat([known, host[-3:-2]]), host[self.m:-3], host[-2].item()
     self.projected[:self.m, self.m - 1] = self.projected[self.m - 1, :self.m] = column
     self.coupling = torch.cat([self.coupling, toward[:, None]], 1)
     if beta <= 4 * self.eps * self.scale or self.m + len(self.pending) == self.op.shape[0]: return 0.
@@ -166,10 +164,10 @@ def tridiagonalize(
     if n_steps < 1: raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     if not isinstance(start, Tensor) or start.dtype != op.dtype: raise TypeError(f"start must be a tensor of {op.dtype}, got {getattr(start, 'dtype', type(start).__name__)}")
     if start.shape != (op.shape[0],): raise ValueError(f"start must have shape ({op.shape[0]},), got {tuple(start.shape)}")
-    krylov = Krylov(op, n_steps + 1)
-    if not krylov.add(start): raise ValueError("the start vector is zero")
-    beta = 0.
-    while len(krylov.pending) and krylov.m < n_steps: beta = krylov.expand()
+    krylov, beta = Krylov(op, n_steps + 1), 0.
+    with all_bits():
+        if not krylov.add(start): raise ValueError("the start vector is zero")
+        while len(krylov.pending) and krylov.m < n_steps: beta = krylov.expand()
     return Tridiag(krylov.G.diagonal().clone(), krylov.G.diagonal(1).clone(), krylov.Q.clone(), beta)
 
 # %% ../nbs/03_lanczos.ipynb #282296c4
@@ -377,15 +375,16 @@ def probe(self: Krylov,
     miss, found, beta = 1., False, 0.
     while len(A) < max_steps and not found:
         z = z / z.norm()
-        w, a = self._multiply(z), (P @ z).double().cpu()
+        w, a = self.op.matvec(z), (P @ z).double().cpu()
         self._store(z)
         A.append(a)
-        h, z = self._split(w + (E @ a).to(w) @ P, none)
-        host = torch.cat([h, z.norm()[None]]).double().cpu()
-        j, beta = len(A), host[-1].item()
-        T[:j, j - 1] = T[j - 1, :j] = host[m:-1]
-        host[m:-1] -= torch.stack(A) @ (E @ a)  # from the Schur complement back to the operator
-        self.projected[:self.m, self.m - 1] = self.projected[self.m - 1, :self.m] = host[:-1]
+        size, (h, z) = w.norm(), self._split(w + (E @ a).to(w) @ P, none)
+        host = torch.cat([h, torch.stack([z.norm(), size])]).double().cpu()
+        self._take(host[-1].item())
+        host, j, beta = host[:-2], len(A), host[-2].item()
+        T[:j, j - 1] = T[j - 1, :j] = host[m:]
+        host[m:] -= torch.stack(A) @ (E @ a)  # from the Schur complement back to the operator
+        self.projected[:self.m, self.m - 1] = self.projected[self.m - 1, :self.m] = host
         theta = torch.linalg.eigvalsh(T[:j, :j])
         found = bool((sign * (theta - sigma) >= 0).any())
         if beta <= 4 * self.eps * self.scale or j == n: miss, beta = float(found), 0.
@@ -481,11 +480,11 @@ def top_eigenpairs(
     if capacity < min(n, k + 12):
         raise ValueError(f"basis_bytes={basis_bytes:,} holds {capacity} vectors of {n:,} numbers; k={k} needs at least {min(n, k + 12)}: raise it or ask for fewer pairs")
     if start is not None: start = start[:capacity // 2]  # room for what grows from them
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = generator or seeded(op.device)
     budget = max(5000, 20 * k) if max_matvecs is None else max_matvecs
     if budget < k: raise ValueError(f"max_matvecs={budget} cannot give k={k} pairs: at least one product each")
     twin = op.in_single() if single and hasattr(op, "in_single") and 16 * k * row_bytes <= basis_bytes else None  # its basis takes half of the memory, the end at most the rest
-    with tqdm(disable=progress is not True, unit=" products") as bar:
+    with all_bits(), tqdm(disable=progress is not True, unit=" products") as bar:
         search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
         if twin is not None: search.turn_to(twin, .5 * tol, capacity)
         search.least = 0 if start is not None else min(capacity - 1, k + 8)  # a first step can look converged by chance
@@ -499,9 +498,9 @@ def top_eigenpairs(
                 search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
                 search.used = used
                 found, miss, n_matvecs = search.run(start, miss_probability)
-    if search.halted and not found: search.settle()
-    if pairs is None:
-        pairs = search.certify(op, tol, n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget", n_single)
+        if search.halted and not found: search.settle()
+        if pairs is None:
+            pairs = search.certify(op, tol, n_matvecs, miss, "converged" if found else "halted" if search.halted else "budget", n_single)
     if found and miss > miss_probability:
         warnings.warn(f"completeness is not certified: miss_probability={miss:.1g} against the goal {miss_probability:g}, so copies of an eigenvalue may be missing; "
                       "raise basis_bytes or max_matvecs", stacklevel=2)
@@ -663,7 +662,7 @@ def dense_eigenpairs(
     except torch.linalg.LinAlgError: values, V = (t.to(A) for t in torch.linalg.eigh(A.double()))  # float32 does not always converge
     index = wanted(values, n if k is None else k, which)
     values, vectors = values[index], V.T[index].contiguous()
-    residuals = (vectors @ A - values[:, None] * vectors).norm(dim=1).double().cpu()
+    with all_bits(): residuals = (vectors @ A - values[:, None] * vectors).norm(dim=1).double().cpu()
     values = values.double().cpu()
     converged = residuals <= criterion(values, values.abs().max().item(), tol, torch.finfo(op.dtype).eps)
     pairs = EigenPairs(values, vectors, residuals, converged, n, 0, which, tol, 0., "converged" if converged.all() else "precision")
@@ -698,8 +697,8 @@ def eigenpairs_until(
     _check_operator(op)
     n = op.shape[0]
     k, most, row_bytes = _check_request(n, min(k, n), which, tol), min(n, max_pairs or n), n * torch.empty((), dtype=op.dtype).element_size()
-    generator, capacity = generator or torch.Generator().manual_seed(0), min(n, basis_bytes // row_bytes)
-    with tqdm(disable=progress is not True, unit=" products") as bar:
+    generator, capacity = generator or seeded(op.device), min(n, basis_bytes // row_bytes)
+    with all_bits(), tqdm(disable=progress is not True, unit=" products") as bar:
         search = _Search(op, min(k, most), which, tol, max_matvecs, capacity, generator, bar, progress)
         search.least = min(capacity - 1, search.k + 8)
         search.krylov.add(search.random())
@@ -713,7 +712,7 @@ def eigenpairs_until(
                 search.max_matvecs = max(search.max_matvecs, used + search.krylov.m + 64)  # the probe has a budget of its own
                 miss, found = search.look_beyond(search.frontiers(False), miss_probability)
         search.assess()
-    return search.certify(op, tol, used, miss, "converged" if satisfied else "halted" if search.halted else "budget")
+        return search.certify(op, tol, used, miss, "converged" if satisfied else "halted" if search.halted else "budget")
 
 # %% ../nbs/03_lanczos.ipynb #c43aafab
 def _grow(search: _Search, enough: Callable[[Tensor, Tensor], bool], most: int, growth: float) -> bool:

@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .lanczos import EigenPairs, Krylov, _check_operator, _check_request, _warn, criterion, dense_eigenpairs, wanted
-from .objective import all_finite
-from .operator import Operator, SymmetricOperator
+from .objective import all_bits, all_finite
+from .operator import Operator, SymmetricOperator, seeded
 
 # %% ../nbs/10_lowrank.ipynb #a0000020
 def log_escape_probability(
@@ -313,12 +313,12 @@ def nonzero_eigenpairs(
     row_bytes = n * torch.empty((), dtype=op.dtype).element_size()
     capacity = min(n, basis_bytes // (2 * row_bytes))
     if capacity < min(n, 16): raise ValueError(f"basis_bytes={basis_bytes:,} holds {capacity} vectors of {n:,} numbers and their products; at least {min(n, 16)} are needed: raise it")
-    with tqdm(disable=progress is not True, unit=" products") as bar:
-        search = _Search(op, rtol, tol, min(block_size, capacity), capacity, generator or torch.Generator().manual_seed(0), bar, progress)
+    with all_bits(), tqdm(disable=progress is not True, unit=" products") as bar:
+        search = _Search(op, rtol, tol, min(block_size, capacity), capacity, generator or seeded(op.device), bar, progress)
         search.dense_fits = isinstance(op, Operator) and n * row_bytes <= basis_bytes
         stopped, miss = search.run(miss_probability)
-    if stopped == "full": raise _too_many(search, basis_bytes)
-    pairs = _all_dense(search) if stopped == "dense" else search.pairs(stopped, miss)
+        if stopped == "full": raise _too_many(search, basis_bytes)
+        pairs = _all_dense(search) if stopped == "dense" else search.pairs(stopped, miss)
     if search.range.resolution > rtol * search.range.scale:
         warnings.warn(f"the products are exact to {search.range.resolution / search.range.scale:.1g} of the largest eigenvalue, so that takes the place of rtol={rtol:.2g}: smaller eigenvalues are rounding; use double precision, or raise rtol", stacklevel=2)
     if stopped == "halted": warnings.warn(f"the search was stopped after {search.used} products: {len(pairs)} pairs are there, {int(pairs.converged.sum())} of them converged", stacklevel=2)

@@ -11,7 +11,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-import fakegpu  # noqa: F401  here, because the device has to exist before autograd starts its threads
+if not torch.cuda.is_available():  # a pretend device beside CUDA breaks autograd's streams
+    import fakegpu  # noqa: F401  here, because the device has to exist before autograd starts its threads
 from hessnb.operator import MatrixOperator
 
 torch.set_num_threads(1)
@@ -29,12 +30,14 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than a few seconds; run with --runslow")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
+    config.addinivalue_line("markers", "pretended: needs the pretend device, which cannot be there beside a CUDA device")
 
 
 def pytest_collection_modifyitems(config, items):
-    no_gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false")
+    no_gpu, gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false"), pytest.mark.skip(reason="a real GPU takes the place of the pretended one")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available(): item.add_marker(no_gpu)
+        if "pretended" in item.keywords and torch.cuda.is_available(): item.add_marker(gpu)
     if config.getoption("--runslow"): return
     slow = [item for item in items if "slow" in item.keywords]
     if slow:
@@ -94,11 +97,22 @@ def same(a, b):
     return a == b
 
 
+def precisions():
+    "What torch may do with the operands of float32 products; 'mixed' where old and new settings contradict each other."
+    backends = torch.backends
+    places = [torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32, lambda: backends.cudnn.allow_tf32]
+    places += [lambda b=b, n=n: getattr(b, n).fp32_precision for b, n in ((backends.cuda, "matmul"), *((b, n) for b in (backends.cudnn, backends.mkldnn) for n in ("matmul", "conv", "rnn"))) if hasattr(getattr(b, n, None), "fp32_precision")]
+    def read(place):
+        try: return place()
+        except RuntimeError: return "mixed"
+    return [read(place) for place in places]
+
+
 def globals_now():
     legacy = np.random.get_state()
     return dict(torch_rng=torch.get_rng_state(), numpy_rng=(legacy[0], legacy[1].tolist(), *legacy[2:]), python_rng=random.getstate(),
                 dtype=torch.get_default_dtype(), device=torch.get_default_device(), grad=torch.is_grad_enabled(), threads=torch.get_num_threads(),
-                deterministic=torch.are_deterministic_algorithms_enabled(), cudnn=torch.backends.cudnn.enabled)
+                deterministic=torch.are_deterministic_algorithms_enabled(), cudnn=torch.backends.cudnn.enabled, precisions=precisions())
 
 
 @contextmanager

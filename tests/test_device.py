@@ -1,26 +1,35 @@
 "Nothing may assume the CPU: a pretend device with strict placement, and a real GPU where there is one."
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from conftest import F64, blobs, mlp, prescribed, quiet, seeded
-from fakegpu import DEVICE, fake_gpu
+from conftest import F64, blobs, build, mlp, prescribed, quiet, seeded
 from hessnb.alignment import class_structure
 from hessnb.compare import examine
 from hessnb.density import spectral_density
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
 from hessnb.margin import estimate_margin, nearest_boundary
 from hessnb.measure import estimate_directions, gradient_cosines, resolve_measure
+from hessnb.minima import cnn, lenet5
 from hessnb.objective import Objective, example_grads, example_vjps
 from hessnb.operator import HessianOperator, MatrixOperator
 
 X, Y = blobs(45)
 BATCHES = list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5])))
+def blob_images(n, n_classes=3): return torch.randn(n, 1, 28, 28, generator=seeded(3), dtype=F64), torch.arange(n) % n_classes
+
+
 LOSS = nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5]))
 
 
-@pytest.fixture
-def fake():
+@pytest.fixture(params=[pytest.param("pretended", marks=pytest.mark.pretended), pytest.param("cuda", marks=pytest.mark.gpu)])
+def gpu(request):
+    if request.param == "cuda":
+        yield torch.device("cuda", 0)
+        return
+    from fakegpu import DEVICE, fake_gpu
     with fake_gpu(): yield DEVICE
 
 
@@ -28,71 +37,71 @@ def on(device, **kwargs): return Objective(mlp().to(device), BATCHES, LOSS, **kw
 
 
 def same(a, b, atol=1e-12):
-    assert a.device.type == DEVICE.type and b.device.type == "cpu"
+    assert a.device.type != "cpu" and b.device.type == "cpu"
     assert (a.cpu() - b).abs().max() <= atol
 
 
-def test_the_device_is_strict(fake):
-    x = torch.ones(3, device=fake)
-    assert x.device == fake and (x + x).device == fake and torch.equal((x * 2).cpu(), torch.full((3,), 2.))
-    with pytest.raises(RuntimeError, match="expected all tensors on fakegpu"): x + torch.ones(3)
-    with pytest.raises(RuntimeError, match="expected all tensors on fakegpu"): torch.eye(3) @ x
+def test_the_device_is_strict(gpu):
+    x = torch.ones(3, device=gpu)
+    assert x.device == gpu and (x + x).device == gpu and torch.equal((x * 2).cpu(), torch.full((3,), 2.))
+    with pytest.raises(RuntimeError, match="[Ee]xpected all tensors"): x + torch.ones(3)
+    with pytest.raises(RuntimeError, match="[Ee]xpected all tensors"): torch.eye(3) @ x
 
 
-def test_objective(fake):
-    there, here = on(fake), on("cpu")
-    assert there.device == fake and there.n_examples == 45 and "fakegpu" in repr(there)
+def test_objective(gpu):
+    there, here = on(gpu), on("cpu")
+    assert there.device == gpu and there.n_examples == 45 and str(gpu) in repr(there)
     assert there.value() == pytest.approx(here.value(), rel=1e-14) and there.value(there.theta) == pytest.approx(here.value(), rel=1e-14)
     same(there.grad(), here.grad()), same(there.grad(there.theta), here.grad()), same(there.predict(X), here.predict(X))
     same(there.to(torch.float32).grad(), here.to(torch.float32).grad(), 1e-6)
 
 
-def test_example_gradients(fake):
-    there, here = on(fake), on("cpu")
+def test_example_gradients(gpu):
+    there, here = on(gpu), on("cpu")
     r = torch.ones(9, 4, dtype=F64)
     same(example_grads(there, X[:9], Y[:9]), example_grads(here, X[:9], Y[:9]))
-    same(example_vjps(there, X[:9].to(fake), r.to(fake)), example_vjps(here, X[:9], r))
+    same(example_vjps(there, X[:9].to(gpu), r.to(gpu)), example_vjps(here, X[:9], r))
 
 
 @pytest.mark.parametrize("budget", [None, 60_000, 0])
-def test_hessian(fake, budget):
-    there, here = HessianOperator(on(fake), memory_budget=budget), HessianOperator(on("cpu"))
+def test_hessian(gpu, budget):
+    there, here = HessianOperator(on(gpu), memory_budget=budget), HessianOperator(on("cpu"))
     V = torch.randn(3, 44, generator=seeded(0), dtype=F64)
-    same(there.matvec(V[0].to(fake)), here.matvec(V[0])), same(there.matmat(V.to(fake)), here.matmat(V)), same(there.to_dense(), here.to_dense())
+    same(there.matvec(V[0].to(gpu)), here.matvec(V[0])), same(there.matmat(V.to(gpu)), here.matmat(V)), same(there.to_dense(), here.to_dense())
     view = there.to_scipy()
     assert abs(view @ V[0].numpy() - here.matvec(V[0]).numpy()).max() <= 1e-12 and abs(view @ V.T.numpy() - here.matmat(V).T.numpy()).max() <= 1e-12
-    with pytest.raises(ValueError, match=r"expected a vector on fakegpu:0, got cpu: call v.to\('fakegpu:0'\)"): there.matvec(V[0])
-    with pytest.raises(ValueError, match="expected a vector on fakegpu:0"): there.objective.value(V[0])
+    with pytest.raises(ValueError, match=rf"expected a vector on {gpu}, got cpu: call v.to\('{gpu}'\)"): there.matvec(V[0])
+    with pytest.raises(ValueError, match=f"expected a vector on {gpu}"): there.objective.value(V[0])
 
 
 @pytest.mark.parametrize("kwargs", [{}, dict(which="LM"), dict(which="BE"), dict(basis_bytes=20 * 44 * 8), dict(start=torch.eye(44)[:3])])
-def test_eigenpairs(fake, kwargs):
-    there, here = HessianOperator(on(fake)), HessianOperator(on("cpu"))
+def test_eigenpairs(gpu, kwargs):
+    there, here = HessianOperator(on(gpu)), HessianOperator(on("cpu"))
     with quiet("rounding floor", "miss_probability"): a, b = top_eigenpairs(there, 4, tol=1e-8, **kwargs), top_eigenpairs(here, 4, tol=1e-8, **kwargs)
-    assert a.values.device.type == a.residuals.device.type == a.converged.device.type == "cpu" and a.vectors.device == fake
+    assert a.values.device.type == a.residuals.device.type == a.converged.device.type == "cpu" and a.vectors.device == gpu
     assert (a.values - b.values).abs().max() <= 1e-10
     assert ((a.vectors.cpu() * b.vectors).sum(1).abs() - 1).abs().max() <= 1e-6
-    assert a.refine(there).vectors.device == fake
+    assert a.refine(there).vectors.device == gpu
     assert top_eigenpairs(here, 4, start=a.vectors).vectors.device.type == "cpu"
 
 
-def test_dense_eigenpairs(fake):
-    with quiet("rounding floor"): a, b = dense_eigenpairs(HessianOperator(on(fake))), dense_eigenpairs(HessianOperator(on("cpu")))
-    assert a.values.device.type == "cpu" and (a.values - b.values).abs().max() <= 1e-10 and a.vectors.device == fake
+def test_dense_eigenpairs(gpu):
+    with quiet("rounding floor"): a, b = dense_eigenpairs(HessianOperator(on(gpu))), dense_eigenpairs(HessianOperator(on("cpu")))
+    assert a.values.device.type == "cpu" and (a.values - b.values).abs().max() <= 1e-10 and a.vectors.device == gpu
 
 
-def test_matrix_and_tridiagonal(fake):
+def test_matrix_and_tridiagonal(gpu):
     A = prescribed([5., 4., 4., *torch.linspace(-1, 1, 57)]).A
-    op = MatrixOperator(A.to(fake))
-    f = tridiagonalize(op, torch.ones(60, dtype=F64, device=fake), 10)
-    assert f.basis.device == fake and f.alpha.device.type == "cpu"
+    op = MatrixOperator(A.to(gpu))
+    f = tridiagonalize(op, torch.ones(60, dtype=F64, device=gpu), 10)
+    assert f.basis.device == gpu and f.alpha.device.type == "cpu"
     assert (top_eigenpairs(op, 4).values - top_eigenpairs(MatrixOperator(A), 4).values).abs().max() <= 1e-10
 
 
-def test_measures(fake):
+def test_measures(gpu):
     "Alignment, effective directions, class structure, density and margin give the host's numbers, on the host where they are numbers."
     results = []
-    for device in (fake, "cpu"):
+    for device in (gpu, "cpu"):
         objective = on(device)
         op = HessianOperator(objective)
         with quiet("rounding floor", "miss_probability"): resolved = resolve_measure(op, X, k=5, pairs_tol=1e-8)
@@ -103,12 +112,12 @@ def test_measures(fake):
                    *structure.by_class.explained.cpu().tolist(), *structure.by_pair.shuffled.cpu().tolist(), gradient_cosines(objective, X).sum().item()]
         results.append((numbers, found.points.device.type, margin.boundary_point.device.type))
     (there, *places), (here, *_) = results
-    assert places == [DEVICE.type] * 2 and there == pytest.approx(here, rel=1e-3)
+    assert places == [gpu.type] * 2 and there == pytest.approx(here, rel=1e-3)
 
 
-def test_examine(fake):
+def test_examine(gpu):
     with quiet("rounding floor", "miss_probability"):
-        a, b = (examine(on(device), k=4, pairs=6, test=BATCHES[:2]) for device in (fake, "cpu"))
+        a, b = (examine(on(device), k=4, pairs=6, test=BATCHES[:2]) for device in (gpu, "cpu"))
     assert a.margin.value == pytest.approx(b.margin.value, rel=1e-3) and a.test_accuracy == b.test_accuracy and a.outliers.count == b.outliers.count
 
 
@@ -133,3 +142,117 @@ def test_cuda_agrees(budget):
 def test_cuda_as_default_device():
     with torch.device("cuda"): pairs = top_eigenpairs(HessianOperator(on("cuda")), 5)
     assert pairs.converged.all()
+
+
+class Selecting(nn.Module):
+    "Scores from the positive entries alone: a selection by a mask waits for the host."
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(3, 5).double(), nn.Linear(5, 4).double()
+    def forward(self, x):
+        h = self.layer(x)
+        picked = torch.zeros_like(h).masked_scatter(h > 0, h[h > 0] ** 2)
+        return self.out(picked)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("product", ["auto", "graph", "replay"])
+def test_one_launch_gives_the_product(product):
+    "Launched products are those of the host, on any stream and in any mode, and none overwrites another."
+    there, here = HessianOperator(on("cuda"), product=product), HessianOperator(on("cpu"))
+    V = torch.randn(6, 44, generator=seeded(1), dtype=F64)
+    expected = torch.stack([here.matvec(v) for v in V])
+    results = [there.matvec(v.cuda()) for v in V[:3]]
+    assert there._sum.launch is not None
+    with torch.cuda.stream(torch.cuda.Stream()): results.append(there.matvec(V[3].cuda()).clone())
+    torch.cuda.synchronize()
+    with torch.no_grad(): results.append(there.matvec(V[4].cuda()))
+    with torch.inference_mode(): last = there.matvec(V[5].cuda())
+    assert not last.is_inference() and there.n_matvecs == 6
+    assert (torch.stack([*results, last]).cpu() - expected).abs().max() <= 1e-12
+    assert (there.matmat(V.cuda()).cpu() - expected).abs().max() <= 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("budget", [None, 60_000])
+def test_what_waits_for_the_host_is_not_launched(budget):
+    torch.manual_seed(0)
+    model = Selecting()
+    here = HessianOperator(Objective(model, BATCHES, LOSS))
+    there = HessianOperator(Objective(copy.deepcopy(model).cuda(), BATCHES, LOSS), memory_budget=budget)
+    V = torch.randn(5, here.shape[0], generator=seeded(1), dtype=F64)
+    for v in V: assert (there.matvec(v.cuda()).cpu() - here.matvec(v)).abs().max() <= 1e-12
+    assert there._sum.launch is None and there._sum.runs == 5
+    assert torch.rand(1, device="cuda").item() < 1  # a failed capture would leave the generator unusable
+    assert (top_eigenpairs(there, 3).values - top_eigenpairs(here, 3).values).abs().max() <= 1e-8
+
+
+@pytest.mark.gpu
+def test_the_twin_is_launched():
+    objective = Objective(build(lambda: cnn(3)).cuda(), blob_images(96), memory_budget=2**33)
+    op = HessianOperator(objective)
+    twin, v = op.in_single(), torch.randn(objective.n_params, dtype=F64, device="cuda")
+    results = [twin.matvec(v.float()) for _ in range(4)]
+    assert twin._sum.launch is not None and all((r - results[0]).norm() <= 1e-5 * results[0].norm() for r in results[1:])
+    assert (results[0].double() - op.matvec(v)).norm() <= 1e-4 * op.matvec(v).norm()
+
+
+@pytest.mark.gpu
+def test_float32_products_have_all_their_bits():
+    "Also where the caller lets torch drop some: matrix products by TensorFloat-32 would miss by far more."
+    model = build(lambda: nn.Sequential(nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 4))).cuda()
+    data = tuple(t.cuda() for t in blobs(512, D=256))
+    exact, v = HessianOperator(Objective(model, data)), torch.randn(sum(p.numel() for p in model.parameters()), dtype=F64, device="cuda")
+    w = exact.matvec(v)
+    error = lambda u: ((u.double() - w).norm() / w.norm()).item()
+    single = Objective(model.float(), data)
+    torch.set_float32_matmul_precision("high")
+    try:
+        op = HessianOperator(single)
+        assert max(error(op.matvec(v.float())) for _ in range(4)) < 2e-6
+        leaves = single.leaves()  # outside of our modes
+        gradient = single.piece_grad(leaves, data[0].float(), data[1], create_graph=True) / single.normaliser
+        plain = torch.cat([h.reshape(-1) for h in torch.autograd.grad(gradient, list(leaves.values()), v.float())])
+        assert error(plain) > 1e-4
+        A = torch.randn(300, 300, device="cuda")
+        op = MatrixOperator(A + A.T)
+        assert (op.matmat(A) - (A.double() @ op.A.double()).float()).norm() <= 1e-6 * op.matmat(A).norm()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally: torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.gpu
+def test_float32_pairs_on_a_gpu():
+    model, data = build(lambda: lenet5(4, 1, 28)).float(), blob_images(200, 4)
+    pairs = top_eigenpairs(HessianOperator(Objective(model.cuda(), data)), 5, tol=1e-3)
+    exact = top_eigenpairs(HessianOperator(Objective(model.cpu().double(), data)), 5, tol=1e-6)
+    assert pairs.converged.all() and pairs.vectors.is_cuda and (pairs.values / exact.values - 1).abs().max() <= 1e-4
+
+
+@pytest.mark.gpu
+def test_a_capture_that_fails_leaves_no_trace(monkeypatch):
+    "Something that the watch over waiting operations does not see."
+    there, here = HessianOperator(on("cuda")), HessianOperator(on("cpu"))
+    run, state, v = there._sum.run, torch.cuda.get_rng_state(), torch.randn(44, generator=seeded(1), dtype=F64)
+    def waits(u):
+        if torch.cuda.is_current_stream_capturing(): torch.cuda.synchronize()
+        return run(u)
+    there._sum.run = waits
+    monkeypatch.setattr("hessnb.operator.time.perf_counter", iter([0, 0, 10, 11, *range(12, 10**6)]).__next__)  # the host takes most of the time, so that it is worth a try
+    for _ in range(4): assert (there.matvec(v.cuda()).cpu() - here.matvec(v)).abs().max() <= 1e-12
+    assert there._sum.launch is None and torch.equal(state, torch.cuda.get_rng_state())
+    assert torch.rand(1, device="cuda").item() < 1
+    torch.cuda.empty_cache()
+    later = HessianOperator(on("cuda"))
+    for _ in range(4): assert (later.matvec(v.cuda()).cpu() - here.matvec(v)).abs().max() <= 1e-12
+
+
+@pytest.mark.gpu
+def test_where_the_device_is_what_takes_the_time(monkeypatch):
+    "Nothing is noted where the host is done long before the device."
+    there, v = HessianOperator(on("cuda")), torch.randn(44, generator=seeded(1), dtype=F64).cuda()
+    clock = iter([0, 0, 1, 4, *range(5, 10**6)])  # of four units that the second product takes, the host is busy in one
+    results = [there.matvec(v)]
+    monkeypatch.setattr("hessnb.operator.time.perf_counter", lambda: next(clock))
+    results += [there.matvec(v) for _ in range(3)]
+    assert there._sum.launch is None and all((r - results[0]).abs().max() <= 1e-14 for r in results)

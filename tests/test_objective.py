@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
+from conftest import F64, blobs, build, copy, mlp, precisions, quiet, randn, untouched
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
 from hessnb.objective import Objective, all_finite, example_grads, example_vjps, preserve_rng
 from hessnb.operator import HessianOperator
@@ -416,3 +416,48 @@ def test_parameters_out_of_reach_are_named_and_zero():
                                             ([1., float("nan")], False), ([float("inf"), -float("inf")], False), ([3e38, 3e38, -float("inf")], False)])
 def test_entries_are_finite_although_their_sum_is_not(values, finite):
     assert all_finite(torch.tensor(values, requires_grad=True)) is finite
+
+
+BACKENDS = torch.backends
+LATER = hasattr(BACKENDS.cuda.matmul, "fp32_precision")  # torch 2.9
+DROPPING = {
+    "medium": lambda: torch.set_float32_matmul_precision("medium"), "high": lambda: torch.set_float32_matmul_precision("high"), "nothing": lambda: None,
+    **({"oneDNN matmul": lambda: setattr(BACKENDS.mkldnn.matmul, "fp32_precision", "bf16"), "oneDNN conv": lambda: setattr(BACKENDS.mkldnn.conv, "fp32_precision", "bf16"),
+        "cuBLAS": lambda: setattr(BACKENDS.cuda.matmul, "fp32_precision", "tf32"), "cuDNN": lambda: setattr(BACKENDS.cudnn.conv, "fp32_precision", "ieee")} if LATER else {}),
+}  # the later ones contradict those of before
+
+
+@pytest.fixture
+def settings_of_torch():
+    places = [getattr(b, n) for b in (BACKENDS.cudnn, BACKENDS.mkldnn) for n in ("matmul", "conv", "rnn") if hasattr(getattr(b, n, None), "fp32_precision")]
+    before = [p.fp32_precision for p in places]
+    yield
+    torch.set_float32_matmul_precision("highest")
+    BACKENDS.cudnn.allow_tf32 = True
+    for p, precision in zip(places, before): p.fp32_precision = precision
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("name", DROPPING)
+def test_float32_keeps_its_bits_whatever_is_allowed(name, cuda, settings_of_torch, monkeypatch):
+    "In every pass through the model and in the algebra around it; afterwards all settings are the caller's again."
+    seen = []
+    class Watching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp().float()
+        def forward(self, x):
+            seen.append(precisions())
+            return self.net(x)
+    class Watched(HessianOperator):
+        def matvec(self, v):
+            seen.append(precisions())
+            return super().matvec(v)
+    if cuda: monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    DROPPING[name]()
+    with untouched():
+        objective = Objective(Watching(), (X[:40].float(), Y[:40]))
+        op = Watched(objective, memory_budget=0)
+        objective.grad(), objective.value(objective.theta), objective.predict(X), top_eigenpairs(op, 2, tol=1e-2), tridiagonalize(op, torch.ones(44), 3)
+    places = range(len(seen[0])) if cuda else [0, *(range(-3, 0) if LATER else ())]  # on the host, cuDNN does not matter
+    assert len(seen) > 20 and not any(p[i] in ("medium", "high", "tf32", "bf16", True) for p in seen for i in places)

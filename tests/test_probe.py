@@ -8,7 +8,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, mlp, quiet, randn, seeded, untouched
-from fakegpu import DEVICE, fake_gpu
 from hessnb.alignment import align
 from hessnb.boundary import PlaneScan, scan_plane
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs
@@ -373,7 +372,9 @@ def test_no_side_effects(rng_draws):
     assert len(found) == 10 and not found.points.requires_grad
 
 
+@pytest.mark.pretended
 def test_device():
+    from fakegpu import DEVICE, fake_gpu
     with fake_gpu():
         loss = nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5]))
         here, there = (Objective(centred(relu_mlp(), X).to(device), (X, Y), loss) for device in ("cpu", DEVICE))
