@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from .boundary import PlaneScan
@@ -28,6 +29,11 @@ def _axes(ax: Axes | None, figsize: tuple[float, float] = (5, 3.6)) -> Axes:
     "The given axes, or those of a new figure."
     return plt.subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
 
+def _legend_below(ax: Axes, *entries: Sequence, ncols: int = 2) -> None:
+    "A legend under the label of the axis, half an inch below axes of any size."
+    place = ax.transAxes + ScaledTranslation(0, -.46, ax.figure.dpi_scale_trans)
+    ax.legend(*entries, loc="upper center", bbox_to_anchor=(.5, 0), bbox_transform=place, borderaxespad=0, ncols=ncols, frameon=False, fontsize=8, columnspacing=1.2)
+
 def plot_spectrum(
     pairs: EigenPairs,
     outliers: Outliers | None = None,  # marks the outliers and the edge of the bulk
@@ -40,22 +46,26 @@ def plot_spectrum(
     values, index = pairs.values.numpy(), np.arange(1, len(pairs) + 1)
     height = abs(values) if scale == "log" else values
     out = values > outliers.threshold if outliers is not None and outliers.count else np.zeros(len(values), bool)
-    for chosen, style in [(out, dict(fmt="o", color="#D55E00", label="outliers")),
-                          (~out & (values > 0), dict(fmt="o", color="#0072B2", mfc="none", label="computed eigenvalues")),
+    for chosen, style in [(out, dict(fmt="o", color="#D55E00", label=_count(outliers))),
+                          (~out & (values > 0), dict(fmt="o", color="#0072B2", mfc="none", label="other eigenvalues" if out.any() else "eigenvalues")),
                           (values < 0, dict(fmt="x", color="#0072B2", label="negative, |value|" if scale == "log" else "negative"))]:
         if chosen.any(): ax.errorbar(index[chosen], height[chosen], yerr=pairs.residuals.numpy()[chosen], capsize=2, ms=5, **style)
-    if outliers is not None: _draw_edge(ax, outliers)
+    if outliers is not None: _draw_edge(ax, outliers, "threshold" if out.any() else f"threshold: {_count(outliers)}")
     ax.set(yscale=scale, xlabel="index", ylabel="eigenvalue (loss / parameter²)", title="Top of the Hessian's spectrum")
-    ax.legend(frameon=False, fontsize=8)
+    _legend_below(ax)
     return ax
 
-def _draw_edge(ax: Axes, outliers: Outliers, vertical: bool = False) -> None:
+def _count(outliers: Outliers | None) -> str:
+    "How many outliers there are, with the stability interval."
+    if outliers is None: return ""
+    low, high = outliers.stability
+    return f"{'at least ' if outliers.truncated else ''}{outliers.count} outliers" + (f" ({low} to {high})" if low < high else "")
+
+def _draw_edge(ax: Axes, outliers: Outliers, threshold: str, vertical: bool = False) -> None:
     "The edge of the bulk, the threshold, and for the mirror rule the range of thresholds that the stability interval stands for."
     line, span = (ax.axvline, ax.axvspan) if vertical else (ax.axhline, ax.axhspan)
-    low, high = outliers.stability
-    count = f"{'at least ' if outliers.truncated else ''}{outliers.count} outliers" + (f" ({low} to {high})" if low < high else "")
     line(outliers.edge, ls=":", color="grey", lw=1, label="edge of the bulk")
-    line(outliers.threshold, color="grey", lw=1, label=f"threshold: {count}")
+    line(outliers.threshold, color="grey", lw=1, label=threshold)
     if outliers.criterion == "mirror": span(*(c * outliers.edge for c in outliers.constants), color="grey", alpha=.15, lw=0)
 
 # %% ../nbs/09_plots.ipynb #b18f997e
@@ -82,7 +92,7 @@ def plot_density(
     out = values > outliers.threshold if outliers is not None and outliers.count else np.zeros(len(values), bool)
     if out.any(): ax.plot(values[out], np.full(out.sum(), 1.), "v", color="#D55E00", ms=6, label="outliers, computed")
     if (~out).any(): ax.plot(values[~out], np.full((~out).sum(), 1.), "v", color="#0072B2", mfc="none", ms=5, label="other computed eigenvalues")
-    if outliers is not None: _draw_edge(ax, outliers, vertical=True)
+    if outliers is not None: _draw_edge(ax, outliers, f"threshold: {_count(outliers)}", vertical=True)
     ax.set_xscale("asinh", linear_width=scale / 3)
     ax.set_xticks([-scale, 0, *(10. ** j for j in range(math.ceil(math.log10(scale)), math.ceil(math.log10(max(both.max(), scale)))))])
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.2g}")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from .boundary import PlaneScan
-from .plots import CLASS_COLORS, _axes, plot_plane
+from .plots import CLASS_COLORS, _axes, _legend_below, plot_plane
 from .probe import BoundaryMap, BoundaryPoints, LayerMass, PathScan, Plane
 
 # %% ../nbs/13_probe_plots.ipynb #7f38fb50
@@ -98,17 +98,19 @@ def plot_path(
     classes = path.predictions.cpu().numpy()[[0, *(i + 1 for i in path.changes.tolist())]]
     for a, b, c in zip(edges, edges[1:], classes):
         ax.axvspan(a, b, color=CLASS_COLORS[c % len(CLASS_COLORS)], alpha=.18, lw=0)
-        ax.annotate(str(c), ((a + b) / 2, 1.0), ha="center", va="top", fontsize=8)
     for x in edges[1:-1]: ax.axvline(x, ls="--", lw=1, color="k")
     cosines = [] if path.cosines is None else path.cosines.cpu().numpy().T[:n_vectors]
     for i, a in enumerate(cosines): ax.plot(s, a, color=CLASS_COLORS[(4, 5, 9, 3)[i % 4]], ls=("-", "--", "-.", ":")[i % 4], label=f"$v_{{{i + 1}}}$")
     right = ax.twinx()
     right.plot(s, path.loss.cpu().numpy(), color="grey", ls=":", lw=1.5, label="loss, predicted label")
     if path.label_loss is not None: right.plot(s, path.label_loss.cpu().numpy(), color="grey", lw=1, label=f"loss, label {path.label}")
+    for a, b, c in zip(edges, edges[1:], classes):  # over the curves of both axes
+        name = f"class {c}" if b - a > .15 * (s[-1] - s[0]) else str(c)
+        right.annotate(name, ((a + b) / 2, .985), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=8, bbox=dict(boxstyle="round,pad=.15", fc="white", ec="none", alpha=.8))
     right.set(yscale="log", ylabel="loss")
     ax.set(xlabel="distance along the line (input units)", ylabel="alignment (cosine)", ylim=(-1.08, 1.08), xlim=(s[0], s[-1]))
-    handles = [a.get_legend_handles_labels() for a in (ax, right)]
-    ax.legend(handles[0][0] + handles[1][0], handles[0][1] + handles[1][1], frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.28, .5))
+    (lines, names), (more, others) = (a.get_legend_handles_labels() for a in (ax, right))
+    _legend_below(ax, lines + more, names + others, ncols=3)
     return ax
 
 # %% ../nbs/13_probe_plots.ipynb #a6be6bc5
@@ -124,5 +126,5 @@ def plot_layer_mass(
     ax.axhline(len(mass.mass) - .5, color="k", lw=1)
     ax.set_yticks(range(len(table)), [*(f"$v_{{{i + 1}}}$" for i in range(len(mass.mass))), "random"])
     ax.set_xticks(range(len(mass.names)), mass.names, rotation=30, ha="right", fontsize=8)
-    ax.set(title="Squared mass by parameter tensor")
+    ax.set(title="Squared mass by tensor")
     return ax
