@@ -26,7 +26,9 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hessnb import lanczos, operator
 from hessnb.alignment import align
 from hessnb.data import load_data
 from hessnb.lanczos import eigenpairs_until, top_eigenpairs
@@ -376,6 +379,53 @@ def products(network: str, n: int, dtype: str, folder: Path) -> dict:
     return result | dict(recomputed=each_ms(lambda op=HessianOperator(objective, memory_budget=0, product="graph"): op.matvec(v)), n_params=objective.n_params)
 
 
+class Stopwatch:
+    "Seconds spent in named parts; inside another part, the outer one stands still."
+    def __init__(self): self.seconds, self.calls, self.open, self.mark = Counter(), Counter(), [], 0.
+
+    def switch(self, change: Callable) -> None:
+        now = time.perf_counter()
+        if self.open: self.seconds[self.open[-1]] += now - self.mark
+        change()
+        self.mark = time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self.switch(lambda: self.open.append(name))
+        self.calls[name] += 1
+        try: yield
+        finally: self.switch(self.open.pop)
+
+    def watch(self, cls: type, method: str, name: Callable[[], str]) -> None:
+        "Every call of this method becomes a part of its own."
+        original = getattr(cls, method)
+        def call(*args, **kwargs):
+            with self.part(name()): return original(*args, **kwargs)
+        setattr(cls, method, call)
+
+
+def profile(network: str, n: int, k: int, tol: float, dtype: str, folder: Path) -> dict:
+    "Where the time of a search goes: seconds of its parts, products in each, and a gradient for comparison."
+    model, X, y = build(Problem(network, n, k, tol, dtype), folder)
+    clock, gradient = Stopwatch(), each_ms(Objective(model, (X, y)).grad)
+    phase = lambda: next((p for p in reversed(clock.open) if p in ("probe", "checks", "recording")), "search")
+    for method in ("_choose", "in_single"): clock.watch(HessianOperator, method, lambda: "recording")
+    clock.watch(lanczos._Search, "look_beyond", lambda: "probe")
+    for method in ("certify", "polish"): clock.watch(lanczos._Search, method, lambda: "checks")
+    for cls in (HessianOperator, operator._Single): clock.watch(cls, "_product", lambda: f"{phase()} products")
+    def once():
+        with clock.part("set-up"): op = HessianOperator(Objective(model, (X, y)))
+        with clock.part("search"): top_eigenpairs(op, k, tol=tol)
+    start = time.perf_counter()
+    once()
+    runs = max(1, min(20, int(5 / (time.perf_counter() - start))))
+    clock.seconds, clock.calls = Counter(), Counter()
+    for _ in range(runs): once()
+    parts = {p: s / runs for p, s in clock.seconds.items()}
+    counts = {f"n {p}": c / runs for p, c in clock.calls.items() if "products" in p}
+    return dict(total=sum(parts.values()), gradient=gradient, **parts, **counts)
+
+
 def all_pairs(folder: Path) -> dict:
     "Every eigenpair above rounding of the small network: in blocks, by one-vector Lanczos, and from the dense matrix (made by the same block products) with `eigh`."
     model, X, y = build(Problem("mlp", 150, dtype="float64"), folder)
@@ -433,11 +483,14 @@ def scaling(axis: str, value: int, folder: Path) -> dict:
 
 CURVES = dict(N=(250, 500, 1000, 2000, 4000), P=(200, 280, 400, 560, 800, 1100), k=(2, 5, 10, 20, 40, 80))
 EXTRAS = [("products", n, str(size), d) for n, size in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64), ("resnet", 16)) for d in ("float32", "float64")]
+EXTRAS += [("profile", *what) for what in (("mlp", "150", "5", "1e-3", "float32"), ("mlp", "150", "20", "1e-6", "float64"), ("cnn", "450", "5", "1e-3", "float32"), ("cnn", "450", "20", "1e-3", "float32"), ("lenet", "1000", "5", "1e-3", "float32"),
+                                           ("encoder", "64", "5", "1e-3", "float32"), ("encoder", "64", "20", "1e-3", "float32"), ("resnet", "64", "5", "1e-3", "float32"))]  # where fewer than three times a peer's speed is reached
 EXTRAS += [("all_pairs",), ("alignments",), ("start_up",), *(("scaling", axis, str(x)) for axis, xs in CURVES.items() for x in xs)]
 
 
 def extra(name: str, *rest: str, folder: Path) -> dict:
     if name == "products": return products(rest[0], int(rest[1]), rest[2], folder)
+    if name == "profile": return profile(rest[0], int(rest[1]), int(rest[2]), float(rest[3]), rest[4], folder)
     if name == "scaling": return scaling(rest[0], int(rest[1]), folder)
     return start_up() if name == "start_up" else dict(all_pairs=all_pairs, alignments=alignments)[name](folder)
 
@@ -488,12 +541,27 @@ def summarise(args: argparse.Namespace, rows: Rows) -> None:
     lines = [f"Measured on {where}. {how}, interleaved. Threads: {', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.", "", table(pairs), ""]
     units = dict(products="seconds", all_pairs="seconds, pairs and products", alignments="seconds, largest difference", start_up="seconds")
     for r in extras:
-        if r["name"][0] != "scaling": lines.append(f"- {' '.join(r['name'])} ({units[r['name'][0]]}): " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
+        if r["name"][0] not in ("scaling", "profile"): lines.append(f"- {' '.join(r['name'])} ({units[r['name'][0]]}): " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
     lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})" for axis, points in curves.items() if len(points) > 2]
+    lines += ["", *profiles([r for r in extras if r["name"][0] == "profile"])]
     (args.out / "peers.md").write_text("\n".join(lines) + "\n")
     (args.out / "peers.json").write_text(json.dumps(dict(machine=where, pairs=pairs, extras=extras), indent=1) + "\n")
     plot(args.out / "peers.png", pairs, curves)
     print("\n".join(lines))
+
+
+def profiles(rows: list[dict]) -> list[str]:
+    "Markdown: for every profiled search, the seconds of each part, with its number of products."
+    if not rows: return []
+    parts = ("set-up", "recording", "search products", "probe products", "checks products")
+    lines = ["Where the time of a search goes (mean; in brackets the number of products; algebra is all that is not in another column):", "",
+             "| search | seconds | " + " | ".join(p.replace("checks products", "products of the certificate") for p in parts) + " | algebra | product / gradient |", "| --- " * (len(parts) + 4) + "|"]
+    for r in rows:
+        shown = [f"{r.get(p, 0.):.3g}" + (f" ({r[f'n {p}']:.3g})" if r.get(f"n {p}") else "") for p in parts]
+        n, took = (sum(r.get(key + p, 0.) for p in parts[2:]) for key in ("n ", ""))
+        network, size, k, tol, dtype = r["name"][1:]
+        lines.append(f"| {network}, N={int(size):,}, k={k}, tol={tol}, {dtype} | {r['total']:.3g} | {' | '.join(shown)} | {r['total'] - sum(r.get(p, 0.) for p in parts):.3g} | {took / n / r['gradient']:.3g} |")
+    return [*lines, ""]
 
 
 def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:

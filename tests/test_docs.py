@@ -87,7 +87,7 @@ def test_every_notebook_is_a_page(pages):
 def test_front_page_leads_everywhere_tutorials_first(pages):
     links = [link for link in pages["index.html"].links if re.match(r"\d\d_\w+\.html$|api\.html$", link)]
     order = list(dict.fromkeys(links))
-    tutorials = [f"{n}.html" for n in NOTEBOOKS if n[0] in "56"]
+    tutorials = [f"{n}.html" for n in NOTEBOOKS if n == "00_start" or n[0] in "56"]
     assert order == tutorials + [f"{n}.html" for n in NOTEBOOKS if f"{n}.html" not in tutorials] + ["api.html"]
 
 
