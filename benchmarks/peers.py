@@ -15,6 +15,7 @@ computed in float64 with products by plain double backward, lambda being their R
 import argparse
 import copy
 import functools
+import gc
 import importlib
 import json
 import math
@@ -240,6 +241,7 @@ def once(problem: Problem, solver: str, seed: int, data: tuple, steps: int | Non
         vectors[-1, -1].item()  # nothing is on its way any more
         return vectors, n_products, time.perf_counter() - start
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        gc.collect()  # nothing of an earlier run is given back meanwhile
         before = memory(problem.device, reset=True)
         vectors, n_products, cold = timed()
         seconds, peak = cold, memory(problem.device) - before
@@ -280,7 +282,7 @@ def together(problem: Problem, folder: Path, solvers: list[str], repetitions: in
         for solver in solvers:
             if spent[solver] > ENOUGH: continue
             result = dict(failed="no number of steps of the ladder reached the goal") if solver == "hessian-eigenthings" and steps is None else attempt(solver, max(repetition, 0), steps)
-            spent[solver] += result.get("seconds", math.inf)
+            if repetition >= 0 or "failed" in result: spent[solver] += result.get("seconds", math.inf)
             if repetition >= 0 or "failed" in result: yield dict(solver=solver, repetition=max(repetition, 0), **result)
 
 
@@ -412,7 +414,7 @@ def profile(network: str, n: int, k: int, tol: float, dtype: str, folder: Path) 
     for method in ("_choose", "in_single"): clock.watch(HessianOperator, method, lambda: "recording")
     clock.watch(lanczos._Search, "look_beyond", lambda: "probe")
     for method in ("certify", "polish"): clock.watch(lanczos._Search, method, lambda: "checks")
-    for cls in (HessianOperator, operator._Single): clock.watch(cls, "_product", lambda: f"{phase()} products")
+    for cls in (HessianOperator, operator._Single): clock.watch(cls, "_product", lambda: "recording" if phase() == "recording" else f"{phase()} products")
     def once():
         with clock.part("set-up"): op = HessianOperator(Objective(model, (X, y)))
         with clock.part("search"): top_eigenpairs(op, k, tol=tol)
@@ -557,6 +559,7 @@ def profiles(rows: list[dict]) -> list[str]:
     lines = ["Where the time of a search goes (mean; in brackets the number of products; algebra is all that is not in another column):", "",
              "| search | seconds | " + " | ".join(p.replace("checks products", "products of the certificate") for p in parts) + " | algebra | product / gradient |", "| --- " * (len(parts) + 4) + "|"]
     for r in rows:
+        r = r | dict(recording=r.get("recording", 0.) + r.get("recording products", 0.))  # of earlier rows
         shown = [f"{r.get(p, 0.):.3g}" + (f" ({r[f'n {p}']:.3g})" if r.get(f"n {p}") else "") for p in parts]
         n, took = (sum(r.get(key + p, 0.) for p in parts[2:]) for key in ("n ", ""))
         network, size, k, tol, dtype = r["name"][1:]

@@ -15,9 +15,10 @@ import math
 import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,43 +119,72 @@ def _kept_state(generator: torch.Generator | None):
         if generator is not None: generator.set_state(state)
 
 # %% ../nbs/01_objective.ipynb #0eb4c670
-_HOST = [b for b in (getattr(torch.backends.mkldnn, name, None) for name in ("matmul", "conv", "rnn")) if hasattr(b, "fp32_precision")]  # from torch 2.9 on each can be set
-_DEVICE = [b for b in (torch.backends.cuda.matmul, *(getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn"))) if hasattr(b, "fp32_precision")]
+def _settable(backend: Any, *names: str) -> list:
+    "Those of its operations whose precision can be set; from torch 2.9 on."
+    return [b for b in (getattr(backend, name, None) for name in names) if hasattr(b, "fp32_precision")]
 
-def _setting(read: Callable[[], Any], otherwise: Any) -> Any:
-    "A setting of before torch 2.9; it cannot be read where the later ones contradict it."
+_HOST, _DEVICE = _settable(torch.backends.mkldnn, "matmul", "conv", "rnn"), _settable(torch.backends.cuda, "matmul") + _settable(torch.backends.cudnn, "conv", "rnn")
+_GENERAL = _settable(torch, "backends") + _settable(torch.backends, "cudnn", "mkldnn")  # what the operations follow where they have no setting of their own
+
+def _setting(read: Callable[[], Any]) -> Any:
+    "A setting of before torch 2.9; None where the later ones contradict it."
     try: return read()
-    except RuntimeError: return otherwise
+    except RuntimeError: return None
 
 def _rounds(backend: Any) -> bool: return backend.fp32_precision in ("tf32", "bf16")
 
 def _drops_bits() -> bool:
     "May torch round the operands of float32 products?"
-    if _setting(torch.get_float32_matmul_precision, "") != "highest" or any(map(_rounds, _HOST)): return True
-    return torch.cuda.is_initialized() and (_setting(lambda: torch.backends.cudnn.allow_tf32, True) or any(map(_rounds, _DEVICE)))
+    if _setting(torch.get_float32_matmul_precision) != "highest" or any(map(_rounds, _HOST)): return True
+    return torch.cuda.is_initialized() and (_setting(lambda: torch.backends.cudnn.allow_tf32) is not False or any(map(_rounds, _DEVICE)))
 
-@contextmanager
-def _all_bits():
-    cudnn, backends = torch.backends.cudnn, _DEVICE + _HOST
-    matmul, conv, each = _setting(torch.get_float32_matmul_precision, "highest"), _setting(lambda: cudnn.allow_tf32, True), [b.fp32_precision for b in backends]
-    torch.set_float32_matmul_precision("highest")
-    cudnn.allow_tf32 = False
-    for b in filter(_rounds, backends): b.fp32_precision = "ieee"
-    try: yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        cudnn.allow_tf32 = conv
-        for b, precision in zip(backends, each): b.fp32_precision = precision
+def _take_all_bits() -> Callable[[], None]:
+    "Let no float32 product drop bits; the function that puts every setting back."
+    matmul, conv = _setting(torch.get_float32_matmul_precision), _setting(lambda: torch.backends.cudnn.allow_tf32)
+    each, undo = [(b, b.fp32_precision) for b in _HOST + _DEVICE], ExitStack()
+    def put_right():
+        for b, precision in each:
+            if b.fp32_precision != precision: b.fp32_precision = precision
+    undo.callback(put_right)  # last of all
+    if matmul not in (None, "highest"):
+        undo.callback(torch.set_float32_matmul_precision, matmul)
+        torch.set_float32_matmul_precision("highest")
+    if conv:  # a model that sets flags of cuDNN has to find one that can be read
+        undo.callback(setattr, torch.backends.cudnn, "allow_tf32", True)
+        torch.backends.cudnn.allow_tf32 = False
+    for b in _GENERAL + _HOST + _DEVICE:  # from the most general on: what follows it goes on to do so
+        if not _rounds(b): continue
+        undo.callback(setattr, b, "fp32_precision", b.fp32_precision)
+        b.fp32_precision = "ieee"
+    return undo.close
+
+class _AllBits:
+    "Counts who is inside, in whatever thread: the first one in changes the settings, the last one out puts them back."
+    def __init__(self): self.lock, self.inside, self.undo = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside and _drops_bits(): self.undo = _take_all_bits()
+            self.inside += 1
+
+    def __exit__(self, *_: Any) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside and self.undo is not None:
+                undo, self.undo = self.undo, None
+                undo()
+
+_every_bit = _AllBits()
 
 def all_bits() -> AbstractContextManager:
     "Inside, products of float32 have all their bits, whatever the caller allows for speed."
-    return _all_bits() if _drops_bits() else nullcontext()
+    return _every_bit
 
 @contextmanager
 def own_modes():
     "Gradients on, autocast off, default device the host, float32 with all its bits: whatever the caller has set."
     with ExitStack() as stack:
-        if _drops_bits(): stack.enter_context(_all_bits())
+        stack.enter_context(_every_bit)
         for mode in (torch.inference_mode(False), torch.enable_grad()): stack.enter_context(mode)
         if torch.get_default_device().type != "cpu": stack.enter_context(torch.device("cpu"))  # costs time in every operation
         for kind in ("cpu", "cuda"):

@@ -9,6 +9,7 @@ __all__ = ['SymmetricOperator', 'Operator', 'seeded', 'MatrixOperator', 'Hessian
 import math
 import operator
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -60,7 +61,7 @@ class Operator:
 
 def seeded(device: torch.device) -> torch.Generator:
     "For starts that do not show in the result: seed 0, on a GPU its own generator, which draws a long vector there in no time."
-    return torch.Generator(device if device.type == "cuda" else "cpu").manual_seed(0)
+    return torch.Generator(device if torch.device(device).type == "cuda" else "cpu").manual_seed(0)
 
 # %% ../nbs/02_operator.ipynb #2ee02623
 @patch
@@ -293,6 +294,7 @@ class _Launched:
     "The sum of linear maps `(P,)` -> `(P,)` that take the same way for every vector; on a GPU one launch from the third run on, where that helps."
     def __init__(self, maps: list[Callable[[Tensor], Tensor]], stream: "torch.cuda.Stream | None"):
         self.maps, self.stream, self.launch, self.runs = maps, stream, None, 0
+        self.lock = None if stream is None else threading.Lock()  # a launch has but one place for its vector and one for its result
 
     @property
     def promising(self) -> bool: return self.launch is not None or self.stream is not None and self.runs < 2
@@ -306,7 +308,7 @@ class _Launched:
     def __call__(self, v: Tensor) -> Tensor:
         if self.stream is None: return self.run(v)
         self.runs += 1
-        with _beside(self.stream) as caller: out = self.launch(v) if self.launch is not None else self._watched(v) if self.runs == 2 else self.run(v)
+        with self.lock, _beside(self.stream) as caller: out = self.launch(v) if self.launch is not None else self._watched(v) if self.runs == 2 else self.run(v)
         out.record_stream(caller)
         return out
 
@@ -324,17 +326,18 @@ class _Launched:
         graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[self.stream.device.index]
         state = generator.graphsafe_get_state()
         generator.graphsafe_set_state(generator.clone_state())  # a capture that fails would leave it unusable
+        def launch(u: Tensor) -> Tensor:
+            v.copy_(u.detach())
+            graph.replay()
+            return result.clone()
         try:
             graph.capture_begin(capture_error_mode="thread_local")  # other threads may go on as they like
             try: result = self.run(v)
             finally: graph.capture_end()
-        except RuntimeError: return  # something else that cannot be noted
+            again = launch(v)
+        except RuntimeError: return  # something else that cannot be noted, or too little memory
         finally: generator.graphsafe_set_state(state)
-        def launch(u: Tensor) -> Tensor:
-            v.copy_(u)
-            graph.replay()
-            return result.clone()
-        if (launch(v) - out).norm() <= 1e3 * torch.finfo(v.dtype).eps * out.norm(): self.launch = launch
+        if (again - out).norm() <= 1e3 * torch.finfo(v.dtype).eps * out.norm(): self.launch = launch
 
 # %% ../nbs/02_operator.ipynb #b04b82f5
 class HessianOperator(Operator):

@@ -30,7 +30,10 @@ def _axes(ax: Axes | None, figsize: tuple[float, float] = (5, 3.6)) -> Axes:
     return plt.subplots(figsize=figsize, layout="constrained")[1] if ax is None else ax
 
 def _legend_below(ax: Axes, *entries: Sequence, ncols: int = 2) -> None:
-    "A legend under the label of the axis, half an inch below axes of any size."
+    "A legend under the label of the axis, half an inch below axes of any size; inside them where no layout makes room for it."
+    if ax.figure.get_layout_engine() is None:
+        ax.legend(*entries, fontsize=8, framealpha=.7)
+        return
     place = ax.transAxes + ScaledTranslation(0, -.46, ax.figure.dpi_scale_trans)
     ax.legend(*entries, loc="upper center", bbox_to_anchor=(.5, 0), bbox_transform=place, borderaxespad=0, ncols=ncols, frameon=False, fontsize=8, columnspacing=1.2)
 

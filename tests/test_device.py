@@ -1,5 +1,6 @@
 "Nothing may assume the CPU: a pretend device with strict placement, and a real GPU where there is one."
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_one_launch_gives_the_product(product):
     torch.cuda.synchronize()
     with torch.no_grad(): results.append(there.matvec(V[4].cuda()))
     with torch.inference_mode(): last = there.matvec(V[5].cuda())
-    assert not last.is_inference() and there.n_matvecs == 6
+    assert not last.is_inference() and there.n_matvecs == 6 and not there.matvec(V[0].cuda().requires_grad_()).requires_grad
     assert (torch.stack([*results, last]).cpu() - expected).abs().max() <= 1e-12
     assert (there.matmat(V.cuda()).cpu() - expected).abs().max() <= 1e-12
 
@@ -256,3 +257,13 @@ def test_where_the_device_is_what_takes_the_time(monkeypatch):
     monkeypatch.setattr("hessnb.operator.time.perf_counter", lambda: next(clock))
     results += [there.matvec(v) for _ in range(3)]
     assert there._sum.launch is None and all((r - results[0]).abs().max() <= 1e-14 for r in results)
+
+
+@pytest.mark.gpu
+def test_threads_do_not_mix_their_vectors():
+    "A launch has one place for its vector and one for its result."
+    there, V = HessianOperator(on("cuda")), torch.randn(2, 44, generator=seeded(1), dtype=F64).cuda()
+    expected = [there.matvec(v) for v in V]
+    assert there._sum.launch is not None
+    with ThreadPoolExecutor(2) as pool: found = list(pool.map(lambda i: (i % 2, there.matvec(V[i % 2])), range(200)))
+    assert all((w - expected[i]).abs().max() <= 1e-12 for i, w in found)

@@ -1,5 +1,6 @@
 "Value, gradient and Hessian products against plain torch on the whole data at once, for every way to give model, data and loss."
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from conftest import F64, blobs, build, copy, mlp, precisions, quiet, randn, untouched
 from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
-from hessnb.objective import Objective, all_finite, example_grads, example_vjps, preserve_rng
+from hessnb.objective import Objective, all_bits, all_finite, example_grads, example_vjps, preserve_rng
 from hessnb.operator import HessianOperator
 from hessnb.params import flatten, select_params
 
@@ -432,6 +433,7 @@ def settings_of_torch():
     places = [getattr(b, n) for b in (BACKENDS.cudnn, BACKENDS.mkldnn) for n in ("matmul", "conv", "rnn") if hasattr(getattr(b, n, None), "fp32_precision")]
     before = [p.fp32_precision for p in places]
     yield
+    if LATER: BACKENDS.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
     BACKENDS.cudnn.allow_tf32 = True
     for p, precision in zip(places, before): p.fp32_precision = precision
@@ -461,3 +463,46 @@ def test_float32_keeps_its_bits_whatever_is_allowed(name, cuda, settings_of_torc
         objective.grad(), objective.value(objective.theta), objective.predict(X), top_eigenpairs(op, 2, tol=1e-2), tridiagonalize(op, torch.ones(44), 3)
     places = range(len(seen[0])) if cuda else [0, *(range(-3, 0) if LATER else ())]  # on the host, cuDNN does not matter
     assert len(seen) > 20 and not any(p[i] in ("medium", "high", "tf32", "bf16", True) for p in seen for i in places)
+
+
+def test_settings_outlast_the_thread_that_made_them(settings_of_torch):
+    "The last one out puts them back, in whatever thread."
+    torch.set_float32_matmul_precision("high")
+    entered, left, seen = threading.Event(), threading.Event(), []
+    def work():
+        with all_bits():
+            entered.set()
+            left.wait(10)
+            seen.append(torch.get_float32_matmul_precision())
+    thread = threading.Thread(target=work)
+    with all_bits():
+        thread.start()
+        assert entered.wait(10)
+    left.set()
+    thread.join()
+    assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    with pytest.raises(KeyError):
+        with all_bits(), all_bits(): raise KeyError
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.skipif(not LATER, reason="torch 2.9 brought settings that others follow")
+def test_what_follows_a_general_setting_goes_on_to_do_so(settings_of_torch):
+    for general, leaf in ((BACKENDS, BACKENDS.mkldnn.matmul), (BACKENDS.mkldnn, BACKENDS.mkldnn.conv)):
+        general.fp32_precision = "bf16"
+        with all_bits(): assert leaf.fp32_precision == "ieee"
+        assert leaf.fp32_precision == general.fp32_precision == "bf16"
+        general.fp32_precision = "ieee"
+        assert leaf.fp32_precision == "ieee"
+
+
+def test_a_model_may_set_flags_of_cudnn(settings_of_torch, monkeypatch):
+    "They read the setting of before torch 2.9, which has to agree with the later ones."
+    class Flagged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp().float()
+        def forward(self, x):
+            with torch.backends.cudnn.flags(enabled=False): return self.net(x)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with untouched(): assert HessianOperator(Objective(Flagged(), (X[:40].float(), Y[:40]))).matvec(torch.ones(44)).isfinite().all()
