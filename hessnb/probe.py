@@ -328,6 +328,7 @@ class EigenvectorTable:
     class_pairs: Tensor  # `(k, 2)` int64, the pair of classes with the largest contrast, smaller first
     contrasts: Tensor  # `(k,)` in [0, 1], of that pair
     pairs: Tensor  # `(g, 2)`, all pairs of classes that met
+    sizes: Tensor  # `(g, 2)` int64, examples with a gradient on the side of the first class of a pair, and on that of the second
     contrast_of: Tensor  # `(k, g)`, the contrast of each pair; the sign of a row is arbitrary
     explained: Tensor  # `(k,)` in [0, 1], share of the eigenvector in the span of the group means
     examples: Tensor  # `(k, m)` int64, the examples of largest |alignment|, first the largest
@@ -336,12 +337,13 @@ class EigenvectorTable:
 
     def rows(self) -> list[dict]:
         "One dictionary for each eigenvector."
-        return [dict(index=i, eigenvalue=self.values[i].item(), classes=tuple(self.class_pairs[i].cpu().tolist()), contrast=self.contrasts[i].item(),
+        sizes = self.sizes[self.contrast_of.abs().argmax(1)].cpu().tolist()  # of the pair that it is named after
+        return [dict(index=i, eigenvalue=self.values[i].item(), classes=tuple(self.class_pairs[i].cpu().tolist()), sizes=tuple(sizes[i]), contrast=self.contrasts[i].item(),
                      explained=self.explained[i].item(), examples=self.examples[i].cpu().tolist(), cosines=self.cosines[i].cpu().tolist()) for i in range(len(self.values))]
 
     def __repr__(self) -> str:
-        head = f"{'':>3} {'eigenvalue':>10} {'classes':>8} {'contrast':>8} {'explained':>9}  examples (alignment)"
-        line = lambda r: f"{r['index'] + 1:>3} {r['eigenvalue']:>10.4g} {'{}|{}'.format(*r['classes']):>8} {r['contrast']:>8.2f} {r['explained']:>9.2f}  " \
+        head = f"{'':>3} {'eigenvalue':>10} {'classes':>8} {'of':>9} {'contrast':>8} {'explained':>9}  examples (alignment)"
+        line = lambda r: f"{r['index'] + 1:>3} {r['eigenvalue']:>10.4g} {'{}|{}'.format(*r['classes']):>8} {'{}+{}'.format(*r['sizes']):>9} {r['contrast']:>8.2f} {r['explained']:>9.2f}  " \
             + ", ".join(f"{e} ({c:+.2f})" for e, c in zip(r["examples"][:3], r["cosines"]))
         return "\n".join([head, *map(line, self.rows())])
 
@@ -366,9 +368,11 @@ def eigenvector_table(
     alignment = align(objective, X, pairs.vectors, undefined="zero")
     classes, contrast = _contrasts(group.groups, group.cosines)
     best = contrast.abs().argmax(1)
+    sizes = torch.zeros_like(classes)
+    sizes[(group.groups.sort(1).values[:, None] == classes).all(2).long().argmax(1), (group.groups[:, 0] > group.groups[:, 1]).long()] = group.sizes.to(sizes)
     cosines = alignment.cosines.T
     examples = cosines.abs().topk(min(n_examples, cosines.shape[1]), dim=1).indices
-    return EigenvectorTable(pairs.values, classes[best], contrast.gather(1, best[:, None]).abs()[:, 0], classes, contrast, group.explained, examples, cosines.gather(1, examples), alignment.labels[examples])
+    return EigenvectorTable(pairs.values, classes[best], contrast.gather(1, best[:, None]).abs()[:, 0], classes, sizes, contrast, group.explained, examples, cosines.gather(1, examples), alignment.labels[examples])
 
 # %% ../nbs/12_probe.ipynb #0f26e07e
 @dataclass(frozen=True, eq=False)

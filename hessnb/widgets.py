@@ -474,7 +474,7 @@ def refresh(self: SpectrumExplorer) -> None:
     out = "" if self.outliers is None else ", outlier" if self.pairs.values[i] > self.outliers.threshold else ", in the bulk"
     residual = f"{self.pairs.residuals[i]:.1e}" + ("" if self.pairs.converged[i] else " (not converged)")
     rows = [("eigenvector", f"{name} of {len(self.pairs)}"), ("eigenvalue", f"{self.pairs.values[i]:.4g}{out}"), ("residual", residual),
-            ("separates", f"{classes} (contrast {row['contrast']:.2f})"), ("lives in", ", ".join(f"{n} {m:.0%}" for m, n in masses))]
+            ("separates", f"{classes} (contrast {row['contrast']:.2f}, from {' and '.join(map(str, row['sizes']))} examples)"), ("lives in", ", ".join(f"{n} {m:.0%}" for m, n in masses))]
     self.say(rows + (self._most_aligned_rows() if self.kind == "rows" else []))
     if self.kind == "plane": self.detail.value = self.map.draw_cosines(self.cosines[i], self.lines, title=f"alignment with $v_{{{i + 1}}}$ (sign arbitrary)")
     if self.kind == "images": self.detail.value = self._most_aligned_images()

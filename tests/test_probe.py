@@ -298,6 +298,8 @@ def test_eigenvector_table():
     assert_close(table.contrasts, table.contrast_of.abs().amax(1))
     assert [r["classes"] for r in table.rows()] == [tuple(p) for p in table.class_pairs.tolist()] and len(repr(table).splitlines()) == 5
     assert (table.class_pairs[:, 0] < table.class_pairs[:, 1]).all()
+    top = objective.predict(X).topk(2).indices.tolist()
+    assert table.sizes.tolist() == [[top.count([c, d]), top.count([d, c])] for c, d in table.pairs.tolist()] and table.sizes.sum() == len(X)
     assert eigenvector_table(objective, X, pairs, n_examples=500).examples.shape == (4, 60)
 
 
