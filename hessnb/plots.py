@@ -55,7 +55,7 @@ def plot_spectrum(
         if chosen.any(): ax.errorbar(index[chosen], height[chosen], yerr=pairs.residuals.numpy()[chosen], capsize=2, ms=5, **style)
     if outliers is not None: _draw_edge(ax, outliers, "threshold" if out.any() else f"threshold: {_count(outliers)}")
     ax.set(yscale=scale, xlabel="index", ylabel="eigenvalue (loss / parameter²)", title="Top of the Hessian's spectrum")
-    _legend_below(ax)
+    if len(ax.get_legend_handles_labels()[1]) > 1: _legend_below(ax)
     return ax
 
 def _count(outliers: Outliers | None) -> str:
