@@ -86,6 +86,7 @@ def _elementwise_loss(loss: Callable, given: Callable) -> Loss:
         if isinstance(loss, nn.MSELoss) and outputs.shape != target.shape:
             raise ValueError(f"MSELoss needs targets shaped like the outputs {tuple(outputs.shape)}, got {tuple(target.shape)}; "
                              "for classes give F.one_hot(y, n_classes) as floats")
+        if isinstance(loss, nn.MSELoss) and not target.is_floating_point(): target = target.to(outputs.dtype)  # before torch 2.6 it had no derivative otherwise
         values = loss(outputs, target)
         if not isinstance(values, Tensor) or values.ndim == 0 or values.shape[0] != outputs.shape[0]:
             got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
@@ -186,7 +187,7 @@ def own_modes():
     with ExitStack() as stack:
         stack.enter_context(_every_bit)
         for mode in (torch.inference_mode(False), torch.enable_grad()): stack.enter_context(mode)
-        if torch.get_default_device().type != "cpu": stack.enter_context(torch.device("cpu"))  # costs time in every operation
+        if torch.empty(0).device.type != "cpu": stack.enter_context(torch.device("cpu"))  # costs time in every operation
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind): stack.enter_context(torch.autocast(kind, enabled=False))
         yield
