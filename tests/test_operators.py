@@ -285,9 +285,9 @@ def test_random_state_of_a_model_that_draws(budget):
 
 
 class NoSecond(nn.Module):
-    "Distances to learned centres in this norm: torch differentiates them once only."
-    def __init__(self): super().__init__(); self.centres = nn.Parameter(torch.randn(4, 3))
-    def forward(self, x): return -torch.cdist(x, self.centres, p=1.5)
+    "Sums over segments: torch differentiates them once only."
+    def __init__(self): super().__init__(); self.layer = nn.Linear(3, 6)
+    def forward(self, x): return torch.segment_reduce(self.layer(x), "sum", lengths=torch.tensor([1, 2, 1, 2]).expand(len(x), 4), axis=1)
 
 
 def test_once_differentiable_is_named():
@@ -298,5 +298,5 @@ def test_once_differentiable_is_named():
 
 def test_missing_second_derivative_is_named():
     model = build(NoSecond)
-    with untouched(model), pytest.raises(NotImplementedError, match=r"_cdist_backward has no second derivative.*replace it by differentiable torch operations"):
+    with untouched(model), pytest.raises(NotImplementedError, match=r"_segment_reduce_backward has no second derivative.*replace it by differentiable torch operations"):
         HessianOperator(Objective(model, (X, Y)))
