@@ -132,13 +132,14 @@ def _run(self: Workbook) -> None:
     try:
         for name, model in self.models.items(): self._find_pairs(name, model)
         if self.examines: self._examine()
-        self.progress.say("done", 1.)
-    except Stopped: self.progress.say("stopped; what was found is below")
+        end = ("done", 1.)
+    except Stopped: end = ("stopped; what was found is below",)
     except Exception as error:
         self.show_error(error)
-        self.progress.say("ended by an error")
+        end = ("ended by an error",)
     self.progress.button.disabled = True
     if self.pairs: self._show_numbers()
+    self.progress.say(*end)  # when everything is there
 
 # %% ../nbs/16_workbook.ipynb #e13a3cb7
 @patch

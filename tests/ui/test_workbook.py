@@ -41,7 +41,7 @@ def test_a_refusal_says_what_to_do(workbook): workbook.until(lambda: "call model
 def test_tabs_appear_and_work(workbook):
     workbook.until(lambda: "done" in workbook.widget("book").inner_text(), seconds=90, what="the end of the computation")
     tabs = workbook.widget("book").get_by_role("tab")
-    assert [t.strip() for t in tabs.all_inner_texts()] == ["sliders", "spectrum", "boundary", "numbers"]
+    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == ["sliders", "spectrum", "boundary", "numbers"], what="four tabs")
     before = workbook.pixels("book")
     workbook.handle("book").focus()
     for _ in range(20): workbook.page.keyboard.press("ArrowRight")
