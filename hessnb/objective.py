@@ -185,7 +185,7 @@ def all_bits() -> AbstractContextManager:
 def own_modes():
     "Gradients on, autocast off, default device the host, float32 with all its bits: whatever the caller has set."
     with ExitStack() as stack:
-        stack.enter_context(_every_bit)
+        stack.enter_context(all_bits())
         for mode in (torch.inference_mode(False), torch.enable_grad()): stack.enter_context(mode)
         if torch.empty(0).device.type != "cpu": stack.enter_context(torch.device("cpu"))  # costs time in every operation
         for kind in ("cpu", "cuda"):

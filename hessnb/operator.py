@@ -307,8 +307,9 @@ class _Launched:
 
     def __call__(self, v: Tensor) -> Tensor:
         if self.stream is None: return self.run(v)
-        self.runs += 1
-        with self.lock, _beside(self.stream) as caller: out = self.launch(v) if self.launch is not None else self._watched(v) if self.runs == 2 else self.run(v)
+        with self.lock, _beside(self.stream) as caller:
+            self.runs += 1
+            out = self.launch(v) if self.launch is not None else self._watched(v) if self.runs == 2 else self.run(v)
         out.record_stream(caller)
         return out
 

@@ -348,11 +348,11 @@ class EigenvectorTable:
         return "\n".join([head, *map(line, self.rows())])
 
 # %% ../nbs/12_probe.ipynb #ee76c953
-def _contrasts(groups: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:  # `(g, 2)`, `(k, g)`
-    "Unordered pairs of classes, and half the difference of the two mean alignments of each; groups `(h, 2)`, means `(k, h)`."
+def _contrasts(groups: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # `(g, 2)`, `(h,)`, `(k, g)`
+    "Unordered pairs of classes, the pair of each group, and half the difference of the two mean alignments of each pair; groups `(h, 2)`, means `(k, h)`."
     pairs, place = groups.sort(1).values.unique(dim=0, return_inverse=True)
     sign = torch.where(groups[:, 0] < groups[:, 1], 1., -1.).to(means)
-    return pairs, .5 * torch.zeros(len(means), len(pairs), dtype=means.dtype, device=means.device).index_add_(1, place, sign * means.nan_to_num())
+    return pairs, place, .5 * torch.zeros(len(means), len(pairs), dtype=means.dtype, device=means.device).index_add_(1, place, sign * means.nan_to_num())
 
 @own_modes()
 def eigenvector_table(
@@ -366,10 +366,10 @@ def eigenvector_table(
     if n_examples < 1: raise ValueError(f"n_examples must be at least 1, got {n_examples}")
     group = class_structure(objective, X, pairs, n_shuffles=0).by_pair
     alignment = align(objective, X, pairs.vectors, undefined="zero")
-    classes, contrast = _contrasts(group.groups, group.cosines)
+    classes, place, contrast = _contrasts(group.groups, group.cosines)
     best = contrast.abs().argmax(1)
     sizes = torch.zeros_like(classes)
-    sizes[(group.groups.sort(1).values[:, None] == classes).all(2).long().argmax(1), (group.groups[:, 0] > group.groups[:, 1]).long()] = group.sizes.to(sizes)
+    sizes[place, (group.groups[:, 0] > group.groups[:, 1]).long()] = group.sizes
     cosines = alignment.cosines.T
     examples = cosines.abs().topk(min(n_examples, cosines.shape[1]), dim=1).indices
     return EigenvectorTable(pairs.values, classes[best], contrast.gather(1, best[:, None]).abs()[:, 0], classes, sizes, contrast, group.explained, examples, cosines.gather(1, examples), alignment.labels[examples])

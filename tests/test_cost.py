@@ -173,7 +173,7 @@ def test_double_precision_convolutions_go_through_in_small_pieces():
 
 
 def test_pieces_of_large_examples_are_not_too_small():
-    model = build(lambda: nn.Sequential(nn.Conv2d(1, 64, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(64 * 784, 3)))
+    model = build(lambda: nn.Sequential(nn.Conv2d(1, 160, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(160 * 784, 3)))  # 32 MiB hold fewer than 24
     assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS)).pieces()] == [24, 24]
     assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS), memory_budget=2**24).pieces()] != [24, 24]
 

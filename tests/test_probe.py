@@ -281,7 +281,7 @@ def test_boundary_map_bad_input():
 def test_contrasts():
     groups = torch.tensor([[0, 1], [1, 0], [0, 2], [2, 1]])
     means = torch.tensor([[.8, -.6, .1, math.nan], [.1, .1, -.5, .2]], dtype=F64)
-    pairs, contrast = _contrasts(groups, means)
+    pairs, _, contrast = _contrasts(groups, means)
     assert pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
     assert_close(contrast, torch.tensor([[.7, .05, 0.], [0., -.25, -.1]], dtype=F64))
 

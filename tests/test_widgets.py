@@ -316,6 +316,18 @@ def test_static_picture(plane):
 
 
 class TestWorkbook:
+    def test_done_is_said_when_all_is_there(self, monkeypatch):
+        told = []
+        def say(progress, text, share=None): told.append((text, len(book.tabs.titles) if book else 0))
+        objective, book = problem("plane")[0], None
+        book = Workbook(objective, k=2, examine=False, background=False)  # once, for its number of tabs
+        n = len(book.tabs.titles)
+        monkeypatch.setattr("hessnb.workbook.Progress.say", say)
+        monkeypatch.setattr(Workbook, "_start", lambda self, background: None)
+        book = Workbook(objective, k=2, examine=False)
+        book._run()
+        assert told[-1] == ("done", n) and book.tabs.titles[-1] == "numbers"
+
     @pytest.mark.parametrize("kind", ["plane", "rows", "images"])
     def test_on_a_users_model_and_loader(self, kind, tmp_path):
         objective, _ = problem(kind)
