@@ -29,7 +29,7 @@ bench: $(READY)  ## the same eigenpairs from the peers, which go into an environ
 	.bench/venv/bin/python benchmarks/peers.py
 
 lab: $(READY)  ## open the workbook
-	$(BIN)/jupyter lab nbs/00_start.ipynb
+	$(BIN)/jupyter lab nbs/start.ipynb
 
 docs: $(READY)  ## the documentation site, in _docs; needs no network
 	$(BIN)/python .ci/docs/build.py

@@ -27,7 +27,7 @@ setup(
                  "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering"],
     packages=[*find_packages(include=["hessnb", "hessnb.*"]), "hessnb.tutorials"],
     package_dir={"hessnb.tutorials": "nbs"},  # what `hessnb lab` copies
-    package_data={"hessnb.tutorials": ["00_start.ipynb", "5*_tutorial_*.ipynb", "60_study.ipynb", "results/*"]},
+    package_data={"hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "paper/05_study.ipynb", "results/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import study  # noqa: E402
-from hessnb.alignment import align  # noqa: E402
-from hessnb.boundary import trace_boundary  # noqa: E402
-from hessnb.data import load_data  # noqa: E402
-from hessnb.density import count_outliers  # noqa: E402
-from hessnb.lanczos import EigenPairs, top_eigenpairs  # noqa: E402
-from hessnb.margin import estimate_margin, nearest_boundary, paper_margin, support_examples  # noqa: E402
-from hessnb.minima import find_minimum  # noqa: E402
-from hessnb.objective import Objective  # noqa: E402
-from hessnb.operator import HessianOperator  # noqa: E402
+from hessnb.boundary.alignment import align  # noqa: E402
+from hessnb.boundary.plane import trace_boundary  # noqa: E402
+from hessnb.paper.data import load_data  # noqa: E402
+from hessnb.curvature.density import count_outliers  # noqa: E402
+from hessnb.curvature.lanczos import EigenPairs, top_eigenpairs  # noqa: E402
+from hessnb.boundary.margin import estimate_margin, nearest_boundary, paper_margin, support_examples  # noqa: E402
+from hessnb.paper.minima import find_minimum  # noqa: E402
+from hessnb.curvature.objective import Objective  # noqa: E402
+from hessnb.curvature.operator import HessianOperator  # noqa: E402
 
 MOST = 10  # outlier directions looked at
 BOX = (0., 1.)  # of the pixels

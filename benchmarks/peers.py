@@ -40,14 +40,14 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessnb import lanczos, operator
-from hessnb.alignment import align
-from hessnb.data import load_data
-from hessnb.lanczos import eigenpairs_until, top_eigenpairs
-from hessnb.lowrank import nonzero_eigenpairs
-from hessnb.minima import cnn, lenet5, mlp, resnet18
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.curvature import lanczos, operator
+from hessnb.boundary.alignment import align
+from hessnb.paper.data import load_data
+from hessnb.curvature.lanczos import eigenpairs_until, top_eigenpairs
+from hessnb.curvature.lowrank import nonzero_eigenpairs
+from hessnb.paper.minima import cnn, lenet5, mlp, resnet18
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 
 FLOOR = {"float32": 1e-4, "float64": 0.}  # float32 products are not exact enough for a smaller true residual, whoever computes
 WARM = 5.  # seconds; a solver that is done sooner is asked twice, and the second time counts: the first one loads code

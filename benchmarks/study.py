@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hessnb.boundary import trace_boundary
-from hessnb.compare import examine
-from hessnb.data import ClassificationData, load_data
-from hessnb.margin import paper_margin
-from hessnb.measure import generalization_measure, random_baseline
-from hessnb.minima import Minimum, Recipe, cnn, default_recipe, find_minimum, mlp, param_norm
-from hessnb.objective import Objective
+from hessnb.boundary.plane import trace_boundary
+from hessnb.boundary.compare import examine
+from hessnb.paper.data import ClassificationData, load_data
+from hessnb.boundary.margin import paper_margin
+from hessnb.boundary.measure import generalization_measure, random_baseline
+from hessnb.paper.minima import Minimum, Recipe, cnn, default_recipe, find_minimum, mlp, param_norm
+from hessnb.curvature.objective import Objective
 
 PLANE = ("gauss", "moons", "circles", "checkerboard", "hierarchical", *(f"blobs{c}" for c in range(2, 9)))
 N_TEST = 2000  # points in the plane, drawn afresh

@@ -17,8 +17,8 @@ import torch
 
 import hessnb
 from hessnb import HessianOperator, Objective, align, count_outliers, effective_directions, eigenvector_table, gradient_cosines, layer_mass, top_eigenpairs
-from hessnb.data import load_data
-from hessnb.minima import find_minimum
+from hessnb.paper.data import load_data
+from hessnb.paper.minima import find_minimum
 
 RANDOM = 9  # vectors drawn at random to compare with
 

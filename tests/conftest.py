@@ -15,7 +15,7 @@ NOT_PRETENDED = "a real GPU takes the place of the pretended one" if torch.cuda.
 try:
     if not NOT_PRETENDED: import fakegpu  # noqa: F401  here, because the device has to exist before autograd starts its threads
 except ImportError: NOT_PRETENDED = f"torch {torch.__version__} has no devices made in Python"
-from hessnb.operator import MatrixOperator
+from hessnb.curvature.operator import MatrixOperator
 
 torch.set_num_threads(1)
 settings.register_profile("hessnb", deadline=None, derandomize=True, database=None)

@@ -8,12 +8,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, randn, seeded, untouched
-from hessnb.alignment import _align_by_example, _align_by_layer, align, class_structure, residuals
-from hessnb.lanczos import top_eigenpairs
-from hessnb.margin import paper_margin
-from hessnb.measure import generalization_measure, random_baseline
-from hessnb.objective import Objective, example_grads, example_vjps
-from hessnb.operator import HessianOperator
+from hessnb.boundary.alignment import _align_by_example, _align_by_layer, align, class_structure, residuals
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.boundary.margin import paper_margin
+from hessnb.boundary.measure import generalization_measure, random_baseline
+from hessnb.curvature.objective import Objective, example_grads, example_vjps
+from hessnb.curvature.operator import HessianOperator
 from test_reference import network  # noqa: F401, a fixture
 
 

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, RandomSampler, SubsetRandomSampler, TensorDataset
 
 from conftest import F64, blobs, build, copy, mlp, prescribed, quiet, randn, untouched
-from hessnb.lanczos import dense_eigenpairs, top_eigenpairs
-from hessnb.objective import Objective, as_loss, check_mode, example_grads
-from hessnb.operator import HessianOperator
+from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs
+from hessnb.curvature.objective import Objective, as_loss, check_mode, example_grads
+from hessnb.curvature.operator import HessianOperator
 
 X, Y = blobs(40)
 

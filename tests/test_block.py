@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-import hessnb.operator
+import hessnb.curvature.operator
 from conftest import F64, blobs, mlp, quiet, randn, untouched
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 from test_replay import NETWORKS
 
 X, Y = blobs(45)
@@ -25,8 +25,8 @@ def one_by_one(op, V): return torch.stack([op.matvec(v) for v in V])
 def blocks(monkeypatch, faster=True):
     "Let a block be faster than a loop, or slower, whatever the clock says."
     times = iter([0., 1.] * 99 if faster else [1., 0.] * 99)
-    monkeypatch.setattr(hessnb.operator, "_seconds", lambda fn, v, n=2: (fn(v), next(times))[1])
-    monkeypatch.setattr(hessnb.operator, "_LONG", 1e9)
+    monkeypatch.setattr(hessnb.curvature.operator, "_seconds", lambda fn, v, n=2: (fn(v), next(times))[1])
+    monkeypatch.setattr(hessnb.curvature.operator, "_LONG", 1e9)
 
 
 @pytest.mark.parametrize("name", [n for n in NETWORKS if n not in ("residual", "LeNet-5", "convolutions")])
@@ -49,7 +49,7 @@ def test_every_row_is_there(monkeypatch, rows):
     "Whatever the number of rows leaves over after whole blocks."
     blocks(monkeypatch)
     _, op = operator(product="replay")
-    monkeypatch.setattr(hessnb.operator, "_BLOCK_BYTES", 7 * (op.objective.fixed_bytes + 45 * op.objective.bytes_per_example))
+    monkeypatch.setattr(hessnb.curvature.operator, "_BLOCK_BYTES", 7 * (op.objective.fixed_bytes + 45 * op.objective.bytes_per_example))
     for _ in range(2): assert_close(op.matmat(V := randn(rows, op.shape[0])), one_by_one(op, V), rtol=1e-12, atol=1e-14)
     assert op._block_rows == (7 if rows >= 64 else None)
 
@@ -69,22 +69,22 @@ def test_memory_bounds_a_block(monkeypatch):
     objective = Objective(mlp(), BATCHES)
     most = objective.fixed_bytes + 20 * objective.bytes_per_example  # of the largest batch
     for budget, rows in ((10 * most, 10), (4 * most, 4), (4 * most - 1, 1), (10**9 * most, 256)):
-        monkeypatch.setattr(hessnb.operator, "_BLOCK_BYTES", budget)
+        monkeypatch.setattr(hessnb.curvature.operator, "_BLOCK_BYTES", budget)
         op, sizes[:] = HessianOperator(objective, product="replay"), []
         op.matmat(randn(600, op.shape[0]))
         assert op._block_rows == rows and max(sizes, default=1) == rows
 
 
 def test_few_rows_record_nothing(monkeypatch):
-    monkeypatch.setattr(hessnb.operator, "_record", lambda *args: pytest.fail("recorded"))
+    monkeypatch.setattr(hessnb.curvature.operator, "_record", lambda *args: pytest.fail("recorded"))
     _, op = operator()
     op.matmat(randn(63, op.shape[0]))
     assert op.product == "auto" and op._block_rows is None
 
 
 def test_rows_that_do_not_pay_record_nothing(monkeypatch):
-    monkeypatch.setattr(hessnb.operator, "_RECORDING", 1e9)
-    monkeypatch.setattr(hessnb.operator, "_record", lambda *args: pytest.fail("recorded"))
+    monkeypatch.setattr(hessnb.curvature.operator, "_RECORDING", 1e9)
+    monkeypatch.setattr(hessnb.curvature.operator, "_record", lambda *args: pytest.fail("recorded"))
     _, op = operator()
     op.matmat(randn(200, op.shape[0]))
     assert op.product == "auto" and op._block_rows is None
@@ -95,7 +95,7 @@ def test_many_rows_record_first(monkeypatch):
     for choice in ("replay", "graph"):
         with monkeypatch.context() as patched:
             blocks(patched)
-            patched.setattr(hessnb.operator, "_RECORDING", 1e-9)
+            patched.setattr(hessnb.curvature.operator, "_RECORDING", 1e-9)
             choose = HessianOperator._choose
             patched.setattr(HessianOperator, "_choose", lambda self, v: (setattr(self, "product", choice), choose(self, v) if choice == "replay" else None)[1])
             singles, product = [], HessianOperator._product
@@ -168,7 +168,7 @@ def test_the_choice_of_the_caller_stands(monkeypatch, product):
 
 def test_long_products_are_not_compared(monkeypatch):
     blocks(monkeypatch)
-    monkeypatch.setattr(hessnb.operator, "_LONG", 0.)
+    monkeypatch.setattr(hessnb.curvature.operator, "_LONG", 0.)
     monkeypatch.setattr(torch, "vmap", lambda *args: pytest.fail("a block was run"))
     _, op = operator(product="replay")
     op.matmat(randn(100, op.shape[0]))

@@ -8,11 +8,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
-from hessnb import boundary
-from hessnb.boundary import BoundaryCurves, design_input, trace_boundary
-from hessnb.lanczos import top_eigenpairs
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.boundary import plane as boundary
+from hessnb.boundary.plane import BoundaryCurves, design_input, trace_boundary
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 
 X = randn(60, 2)
 Y = (X[:, 0] > 0).long()

@@ -10,8 +10,8 @@ import torch
 from tqdm.auto import tqdm
 
 from conftest import F64, prescribed, seeded
-from hessnb.lanczos import EigenPairs, _Search, eigenpairs_until, top_eigenpairs
-from hessnb.operator import MatrixOperator
+from hessnb.curvature.lanczos import EigenPairs, _Search, eigenpairs_until, top_eigenpairs
+from hessnb.curvature.operator import MatrixOperator
 
 SPECTRUM = np.r_[[9., 7., 7., 5., 3., 2.8], np.linspace(-.5, 1, 194)]
 COARSE = dict(tol=1e-3, miss_probability=1)

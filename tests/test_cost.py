@@ -8,12 +8,12 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import hessnb.operator
+import hessnb.curvature.operator
 from conftest import F64, build, prescribed, randn
-from hessnb.lanczos import top_eigenpairs, tridiagonalize
-from hessnb.minima import cnn
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.curvature.lanczos import top_eigenpairs, tridiagonalize
+from hessnb.paper.minima import cnn
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 
 X, Y = randn(150, 2), torch.arange(150) % 3
 DENSE = build(lambda: nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3)))
@@ -116,7 +116,7 @@ def test_a_record_writes_in_place(monkeypatch):
     made = lambda: sum(e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0)
     bytes_made = []
     for in_place in (True, False):
-        if not in_place: monkeypatch.setattr(hessnb.operator, "_write_in_place", lambda graph: None)
+        if not in_place: monkeypatch.setattr(hessnb.curvature.operator, "_write_in_place", lambda graph: None)
         op, v = HessianOperator(objective, product="replay"), randn(objective.n_params)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record: op.matvec(v)
         bytes_made.append(made())

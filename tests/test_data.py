@@ -9,7 +9,7 @@ import torch
 
 from scipy.stats import ks_2samp
 
-from hessnb.data import DATA_NAMES, ClassificationData, blobs, checkerboard, gaussian_mixture, iris, load_data, mnist_digits, moons
+from hessnb.paper.data import DATA_NAMES, ClassificationData, blobs, checkerboard, gaussian_mixture, iris, load_data, mnist_digits, moons
 
 FIELDS = ("X_train", "y_train", "X_test", "y_test")
 SIZES = {  # train, test, input shape, examples of each class in both parts together

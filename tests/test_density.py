@@ -8,10 +8,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, prescribed, randn, seeded, untouched
-from hessnb.density import count_outliers, spectral_density
-from hessnb.lanczos import top_eigenpairs
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.curvature.density import count_outliers, spectral_density
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 from test_reference import network  # noqa: F401, a fixture
 
 SPECTRA = {

@@ -7,15 +7,15 @@ import torch
 from torch import nn
 
 from conftest import F64, blobs, build, mlp, prescribed, quiet, seeded
-from hessnb.alignment import class_structure
-from hessnb.compare import examine
-from hessnb.density import spectral_density
-from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
-from hessnb.margin import estimate_margin, nearest_boundary
-from hessnb.measure import estimate_directions, gradient_cosines, resolve_measure
-from hessnb.minima import cnn, lenet5
-from hessnb.objective import Objective, example_grads, example_vjps
-from hessnb.operator import HessianOperator, MatrixOperator
+from hessnb.boundary.alignment import class_structure
+from hessnb.boundary.compare import examine
+from hessnb.curvature.density import spectral_density
+from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
+from hessnb.boundary.margin import estimate_margin, nearest_boundary
+from hessnb.boundary.measure import estimate_directions, gradient_cosines, resolve_measure
+from hessnb.paper.minima import cnn, lenet5
+from hessnb.curvature.objective import Objective, example_grads, example_vjps
+from hessnb.curvature.operator import HessianOperator, MatrixOperator
 
 X, Y = blobs(45)
 BATCHES = list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5])))
@@ -239,7 +239,7 @@ def test_a_capture_that_fails_leaves_no_trace(monkeypatch):
         if torch.cuda.is_current_stream_capturing(): torch.cuda.synchronize()
         return run(u)
     there._sum.run = waits
-    monkeypatch.setattr("hessnb.operator.time.perf_counter", iter([0, 0, 10, 11, *range(12, 10**6)]).__next__)  # the host takes most of the time, so that it is worth a try
+    monkeypatch.setattr("hessnb.curvature.operator.time.perf_counter", iter([0, 0, 10, 11, *range(12, 10**6)]).__next__)  # the host takes most of the time, so that it is worth a try
     for _ in range(4): assert (there.matvec(v.cuda()).cpu() - here.matvec(v)).abs().max() <= 1e-12
     assert there._sum.launch is None and torch.equal(state, torch.cuda.get_rng_state())
     assert torch.rand(1, device="cuda").item() < 1
@@ -254,7 +254,7 @@ def test_where_the_device_is_what_takes_the_time(monkeypatch):
     there, v = HessianOperator(on("cuda")), torch.randn(44, generator=seeded(1), dtype=F64).cuda()
     clock = iter([0, 0, 1, 4, *range(5, 10**6)])  # of four units that the second product takes, the host is busy in one
     results = [there.matvec(v)]
-    monkeypatch.setattr("hessnb.operator.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hessnb.curvature.operator.time.perf_counter", lambda: next(clock))
     results += [there.matvec(v) for _ in range(3)]
     assert there._sum.launch is None and all((r - results[0]).abs().max() <= 1e-14 for r in results)
 

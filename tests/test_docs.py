@@ -14,7 +14,8 @@ from conftest import HERE
 
 pytestmark = pytest.mark.slow
 DOCS = HERE.parent / ".ci/docs"
-NOTEBOOKS = sorted(p.stem for p in (HERE.parent / "nbs").glob("[0-9][0-9]_*.ipynb"))
+NBS = HERE.parent / "nbs"
+NOTEBOOKS = [p.relative_to(NBS).with_suffix("").as_posix() for folder in ("tutorials", "curvature", "boundary", "show", "paper", "") for p in sorted((NBS / folder).glob("*.ipynb")) if p.stem not in ("index", "start")]
 LOADS = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src", "object": "data", "form": "action"}
 
 
@@ -81,14 +82,14 @@ def requests(site, pages):
 
 
 def test_every_notebook_is_a_page(pages):
-    assert {f"{n}.html" for n in NOTEBOOKS} | {"index.html", "api.html", "search.html"} <= set(pages)
+    assert len(NOTEBOOKS) == len(list(NBS.rglob("*.ipynb"))) - 2
+    assert {f"{n}.html" for n in NOTEBOOKS} | {"start.html", "index.html", "api.html", "search.html"} <= set(pages)
 
 
 def test_front_page_leads_everywhere_tutorials_first(pages):
-    links = [link for link in pages["index.html"].links if re.match(r"\d\d_\w+\.html$|api\.html$", link)]
-    order = list(dict.fromkeys(links))
-    tutorials = [f"{n}.html" for n in NOTEBOOKS if n == "00_start" or n[0] in "56"]
-    assert order == tutorials + [f"{n}.html" for n in NOTEBOOKS if f"{n}.html" not in tutorials] + ["api.html"]
+    links = [link for link in pages["index.html"].links if re.match(r"(\w+/)?\w+\.html$", link) and not link.startswith("api/")]
+    order = [link for link in dict.fromkeys(links) if link not in ("index.html", "search.html", "genindex.html")]
+    assert order == [f"{n}.html" for n in ("start", *NOTEBOOKS, "api")]
 
 
 def test_no_broken_link(site, pages):
@@ -108,9 +109,9 @@ def test_formulas_are_drawn(pages):
 def test_public_names_have_an_anchor_a_signature_and_a_notebook(site, pages):
     ids = set().union(*(p.ids for n, p in pages.items() if n.startswith("api/")))
     assert {f"hessnb.{n}" for n in hessnb.__all__} <= ids
-    lanczos = pages["api/lanczos.html"]
-    assert {"../03_lanczos.html#nb-function-top-eigenpairs", "../03_lanczos.html#nb-class-eigenpairs"} <= set(lanczos.links)
-    text = re.sub(r"<[^>]*>|\s", "", (site / "api/lanczos.html").read_text(encoding="utf-8"))
+    lanczos = pages["api/curvature.lanczos.html"]
+    assert {"../curvature/08_lanczos.html#nb-function-top-eigenpairs", "../curvature/08_lanczos.html#nb-class-eigenpairs"} <= set(lanczos.links)
+    text = re.sub(r"<[^>]*>|\s", "", (site / "api/curvature.lanczos.html").read_text(encoding="utf-8"))
     assert "hessnb.top_eigenpairs(op:SymmetricOperator,k:int,*,which:Literal['LA','SA','LM','BE']='LA',tol:float=1e-06," in text
     assert "budgetofproductsforthesearch" in text and "hessnb.EigenPairs.refine" in lanczos.ids
 
@@ -121,7 +122,7 @@ def test_search_knows_the_names(site):
 
 
 def test_hidden_cells_stay_hidden_and_code_is_folded(site):
-    text = (site / "03_lanczos.html").read_text(encoding="utf-8")
+    text = (site / "curvature/08_lanczos.html").read_text(encoding="utf-8")
     assert "default_exp" not in text and "#| export" not in text and text.count("hide above-input") > 10
 
 

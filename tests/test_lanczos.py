@@ -11,8 +11,8 @@ from scipy.sparse.linalg import eigsh
 from torch.testing import assert_close
 
 from conftest import F64, prescribed, quiet, randn, seeded, untouched
-from hessnb.lanczos import EigenPairs, Krylov, criterion, dense_eigenpairs, eigenpairs_until, log_miss_probability, top_eigenpairs, tridiagonalize, wanted
-from hessnb.operator import MatrixOperator, Operator
+from hessnb.curvature.lanczos import EigenPairs, Krylov, criterion, dense_eigenpairs, eigenpairs_until, log_miss_probability, top_eigenpairs, tridiagonalize, wanted
+from hessnb.curvature.operator import MatrixOperator, Operator
 
 WHICH = ["LA", "SA", "LM", "BE"]
 FLOOR = "rounding floor"  # exact zeros of a singular matrix cannot reach a relative tolerance

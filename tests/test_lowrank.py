@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import hessnb.lowrank as lowrank
+import hessnb.curvature.lowrank as lowrank
 from conftest import F64, blobs, build, prescribed, quiet, randn, seeded, untouched
-from hessnb.data import load_data
-from hessnb.lanczos import EigenPairs, criterion, dense_eigenpairs
-from hessnb.lowrank import log_escape_probability, nonzero_eigenpairs
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator, MatrixOperator
+from hessnb.paper.data import load_data
+from hessnb.curvature.lanczos import EigenPairs, criterion, dense_eigenpairs
+from hessnb.curvature.lowrank import log_escape_probability, nonzero_eigenpairs
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator, MatrixOperator
 
 
 class Users:

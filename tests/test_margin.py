@@ -6,15 +6,15 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-import hessnb.margin as margin_module
+import hessnb.boundary.margin as margin_module
 from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
-from hessnb.alignment import align
-from hessnb.boundary import trace_boundary
-from hessnb.lanczos import top_eigenpairs
-from hessnb.margin import BoundaryDistances, estimate_margin, nearest_boundary, support_examples
-from hessnb.minima import find_minimum
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.boundary.alignment import align
+from hessnb.boundary.plane import trace_boundary
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.boundary.margin import BoundaryDistances, estimate_margin, nearest_boundary, support_examples
+from hessnb.paper.minima import find_minimum
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 from test_reference import network  # noqa: F401, a fixture
 
 
@@ -440,7 +440,7 @@ def test_bad_requests(trained):
 @pytest.mark.slow
 def test_order_of_ten_pairs():
     "Minima from a usual and from a noisy start on the checkerboard: the wider one is named for every seed, and both margins are within 2%."
-    from hessnb.data import load_data
+    from hessnb.paper.data import load_data
     data, ratios, right = load_data("checkerboard"), [], 0
     for seed in range(10):
         ours, truth = [], []

@@ -8,14 +8,14 @@ import torch
 from torch.testing import assert_close
 
 from conftest import F64, build, quiet, randn, untouched
-from hessnb.alignment import Alignment, align
-from hessnb.compare import Comparison, _cells, compare_minima, examine
-from hessnb.data import load_data
-from hessnb.lanczos import dense_eigenpairs, eigenpairs_until, top_eigenpairs
-from hessnb.measure import effective_directions, estimate_directions, generalization_measure, gradient_cosines, random_baseline, resolve_measure
-from hessnb.minima import find_minimum
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator, MatrixOperator
+from hessnb.boundary.alignment import Alignment, align
+from hessnb.boundary.compare import Comparison, _cells, compare_minima, examine
+from hessnb.paper.data import load_data
+from hessnb.curvature.lanczos import dense_eigenpairs, eigenpairs_until, top_eigenpairs
+from hessnb.boundary.measure import effective_directions, estimate_directions, generalization_measure, gradient_cosines, random_baseline, resolve_measure
+from hessnb.paper.minima import find_minimum
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator, MatrixOperator
 from test_reference import network  # noqa: F401
 
 THRESHOLDS = (.02, .05, .1, .3)

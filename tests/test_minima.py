@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hessnb.data import checkerboard, gaussian_mixture, load_data
-from hessnb.minima import (Minimum, Recipe, Training, cnn, default_network, find_minimum, lenet5, mlp, param_norm, resnet18, scale_to_norm,
+from hessnb.paper.data import checkerboard, gaussian_mixture, load_data
+from hessnb.paper.minima import (Minimum, Recipe, Training, cnn, default_network, find_minimum, lenet5, mlp, param_norm, resnet18, scale_to_norm,
                            train)
 
 POINTS = ("gauss", "circles", "moons", "hierarchical", "checkerboard")

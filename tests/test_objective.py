@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from conftest import F64, blobs, build, copy, mlp, precisions, quiet, randn, untouched
-from hessnb.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
-from hessnb.objective import Objective, all_bits, all_finite, example_grads, example_vjps, preserve_rng
-from hessnb.operator import HessianOperator
-from hessnb.params import flatten, select_params
+from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
+from hessnb.curvature.objective import Objective, all_bits, all_finite, example_grads, example_vjps, preserve_rng
+from hessnb.curvature.operator import HessianOperator
+from hessnb.curvature.params import flatten, select_params
 
 N, D, C = 200, 3, 4
 SIZES = [64, 64, 64, 8]

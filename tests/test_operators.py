@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, mlp, prescribed, quiet, randn, untouched
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator, MatrixOperator, SymmetricOperator
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator, MatrixOperator, SymmetricOperator
 
 X, Y = blobs(45)
 MODEL, WEIGHT = mlp(), torch.tensor([1., 2., 5., .5], dtype=F64)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, mlp, randn, untouched
-from hessnb.params import flatten, select_params, unflatten
+from hessnb.curvature.params import flatten, select_params, unflatten
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 

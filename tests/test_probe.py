@@ -8,13 +8,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, mlp, quiet, randn, seeded, untouched
-from hessnb.alignment import align
-from hessnb.boundary import PlaneScan, scan_plane
-from hessnb.lanczos import dense_eigenpairs, top_eigenpairs
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
-from hessnb.params import flatten
-from hessnb.probe import (_contrasts, _nearest_segments, _random_segments, boundary_map, boundary_points, curvature_lengths, displace, eigenvector_table,
+from hessnb.boundary.alignment import align
+from hessnb.boundary.plane import PlaneScan, scan_plane
+from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
+from hessnb.curvature.params import flatten
+from hessnb.boundary.probe import (_contrasts, _nearest_segments, _random_segments, boundary_map, boundary_points, curvature_lengths, displace, eigenvector_table,
                           layer_mass, plane_through, scan_path)
 
 X, Y = blobs(60)

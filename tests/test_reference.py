@@ -7,9 +7,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, data_files, quiet, seeded
-from hessnb.lanczos import top_eigenpairs
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
 
 HERE_ALWAYS = ["gauss_normal_training", "gauss_checkerboard_linear_normal_training_close"]
 ELSEWHERE = "gauss_checkerboard_linear_noisy_init_training_close"

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import F64, blobs, build, mlp, randn, untouched
-from hessnb.lanczos import top_eigenpairs
-from hessnb.minima import cnn, lenet5, resnet18
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator, _CannotRecord, _record
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.paper.minima import cnn, lenet5, resnet18
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator, _CannotRecord, _record
 
 X, Y = blobs(45)
 IMAGES = randn(12, 1, 28, 28)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-import hessnb.operator
+import hessnb.curvature.operator
 from conftest import F64, blobs, mlp, prescribed, randn
-from hessnb.lanczos import Krylov, top_eigenpairs
-from hessnb.minima import cnn
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator, MatrixOperator
+from hessnb.curvature.lanczos import Krylov, top_eigenpairs
+from hessnb.paper.minima import cnn
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator, MatrixOperator
 from test_replay import IMAGES, NETWORKS
 
 X, Y = blobs(45)
@@ -136,7 +136,7 @@ def test_stopped_early():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_twin_of_a_record(name, monkeypatch):
-    monkeypatch.setattr(hessnb.operator, "_WORTH_ROUNDING", 0)
+    monkeypatch.setattr(hessnb.curvature.operator, "_WORTH_ROUNDING", 0)
     make, inputs = NETWORKS[name]
     objective = Objective(make(), (inputs, torch.arange(len(inputs)) % 4), dtype=F64)
     op = HessianOperator(objective)
@@ -154,7 +154,7 @@ def test_twin_of_a_record(name, monkeypatch):
 def test_where_there_is_no_twin(monkeypatch):
     objective = Objective(mlp(), (X, Y))
     assert HessianOperator(objective).in_single() is None  # too small to be worth it
-    monkeypatch.setattr(hessnb.operator, "_WORTH_ROUNDING", 0)
+    monkeypatch.setattr(hessnb.curvature.operator, "_WORTH_ROUNDING", 0)
     whole = objective.fixed_bytes + 45 * objective.bytes_per_example
     assert HessianOperator(objective).in_single() is not None
     assert HessianOperator(objective, product="graph").in_single() is None

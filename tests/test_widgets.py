@@ -15,16 +15,16 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-import hessnb.widgets as widgets
+import hessnb.show.widgets as widgets
 from conftest import build, quiet, randn, untouched
-from hessnb.alignment import align
-from hessnb.compare import compare_minima
-from hessnb.lanczos import top_eigenpairs
-from hessnb.objective import Objective
-from hessnb.operator import HessianOperator
-from hessnb.probe import curvature_lengths, displace, plane_through
-from hessnb.widgets import BoundaryExplorer, EigenvectorSliders, MinimaComparer, SpectrumExplorer, View, kind_of_inputs, n_open
-from hessnb.workbook import Workbook
+from hessnb.boundary.alignment import align
+from hessnb.boundary.compare import compare_minima
+from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import HessianOperator
+from hessnb.boundary.probe import curvature_lengths, displace, plane_through
+from hessnb.show.widgets import BoundaryExplorer, EigenvectorSliders, MinimaComparer, SpectrumExplorer, View, kind_of_inputs, n_open
+from hessnb.show.workbook import Workbook
 
 
 def problem(kind):
@@ -322,7 +322,7 @@ class TestWorkbook:
         objective, book = problem("plane")[0], None
         book = Workbook(objective, k=2, examine=False, background=False)  # once, for its number of tabs
         n = len(book.tabs.titles)
-        monkeypatch.setattr("hessnb.workbook.Progress.say", say)
+        monkeypatch.setattr("hessnb.show.workbook.Progress.say", say)
         monkeypatch.setattr(Workbook, "_start", lambda self, background: None)
         book = Workbook(objective, k=2, examine=False)
         book._run()

@@ -15,7 +15,7 @@ from sphinx.cmd.build import main as sphinx
 
 root = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(root))
-TUTORIAL = re.compile(r"00_start|[56]\d")  # how the names of tutorials start
+FOLDERS = ("tutorials", "recipes", "curvature", "boundary", "show", "training", "paper", "")  # reading order; "": the notebooks at the top
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -101,20 +101,24 @@ def entry(obj, name, options="", tail="", patched=True):
 
 
 # ---- pages
+def place(path): return path.relative_to(root / "nbs").with_suffix("").as_posix()  # of a notebook's page in the site
+
+
 class Site:
     "The notebooks, the module of each, and what every public name links to."
     def __init__(self):
         import hessnb
-        self.notebooks = sorted(p for p in (root / "nbs").glob("*.ipynb") if p.stem[:2].isdigit())
-        self.tutorials = [p for p in self.notebooks if TUTORIAL.match(p.stem)]
+        top = [p for p in sorted((root / "nbs").glob("*.ipynb")) if p.stem not in ("index", "start")]
+        self.tutorials = [root / "nbs/start.ipynb", *(p for f in FOLDERS[:2] for p in sorted((root / "nbs" / f).glob("*.ipynb")))]
+        self.notebooks = [*self.tutorials, *(p for f in FOLDERS[2:-1] for p in sorted((root / "nbs" / f).glob("*.ipynb"))), *top]
         self.modules, self.names, self.links = {}, {}, {}
         for path in self.notebooks:
-            self.links[path.stem] = self.links[f"{path.stem}.ipynb"] = f"[`{path.stem}`]({path.stem}.ipynb)"
-            found = re.search(r'"#\| *default_exp (\w+)', path.read_text(encoding="utf-8"))
+            self.links[path.stem] = self.links[f"{path.stem}.ipynb"] = f"[`{path.stem}`](/{place(path)}.ipynb)"
+            found = re.search(r'"#\| *default_exp ([\w.]+)', path.read_text(encoding="utf-8"))
             if found and found[1] != "__init__": self.add(path, importlib.import_module(f"hessnb.{found[1]}"), hessnb.__all__)
 
     def add(self, path, module, offered):
-        short = module.__name__.rsplit(".")[-1]
+        short = module.__name__.removeprefix("hessnb.")
         objects = {n: getattr(module, n) for n in module.__all__ if n[0] != "_"}
         shown = sorted((n for n, o in objects.items() if inspect.isclass(o) or inspect.isfunction(inspect.unwrap(o))), key=lambda n: n not in offered)
         self.modules[short] = path, {n: objects[n] for n in shown}
@@ -174,7 +178,7 @@ class Site:
         entries = [entry(o, self.names[n], f":canonical: hessnb.{short}.{n}\n" if self.names[n] != f"hessnb.{short}.{n}" else "",
                          f"Explained in {{ref}}`{path.stem} <{self.anchor(n, objects)}>`.") for n, o in objects.items()]
         summary = escape(importlib.import_module(f"hessnb.{short}").__doc__ or "")
-        return "\n\n".join([f"# hessnb.{short}", summary, f"Notebook: [{path.stem}](../{path.name})", *entries]) + "\n"
+        return "\n\n".join([f"# hessnb.{short}", summary, f"Notebook: [{path.stem}](/{place(path)}.ipynb)", *entries]) + "\n"
 
     def overview(self):
         lines = ["# API", "Every public name, with the line that says what comes back."]
@@ -185,10 +189,13 @@ class Site:
 
     def write(self, folder):
         (folder / "api").mkdir()
-        for path in self.notebooks: nbformat.write(self.page(path), folder / path.name)
+        for path in self.notebooks:
+            page = folder / f"{place(path)}.ipynb"
+            page.parent.mkdir(exist_ok=True)
+            nbformat.write(self.page(path), page)
         reference = [p for p in self.notebooks if p not in self.tutorials]
         front = self.page(root / "nbs/index.ipynb")
-        trees = [("Tutorials", [p.stem for p in self.tutorials]), ("The library, explained", [p.stem for p in reference]), ("Signatures", ["api"])]
+        trees = [("Tutorials", list(map(place, self.tutorials))), ("The library, explained", list(map(place, reference))), ("Signatures", ["api"])]
         front.cells.append(nbformat.v4.new_markdown_cell("\n".join(self.toctree(*t) for t in trees)))
         nbformat.write(front, folder / "index.ipynb")
         (folder / "api.md").write_text(self.overview(), encoding="utf-8")

@@ -68,9 +68,9 @@ def test_digits(lab):
     lab.run("digits", """
 import warnings
 from hessnb import HessianOperator, Objective, top_eigenpairs
-from hessnb.data import load_data
-from hessnb.minima import find_minimum
-from hessnb.widgets import EigenvectorSliders
+from hessnb.paper.data import load_data
+from hessnb.paper.minima import find_minimum
+from hessnb.show.widgets import EigenvectorSliders
 warnings.simplefilter("ignore")
 data = load_data("mnist017")
 model = find_minimum("normal", data).model

@@ -8,9 +8,9 @@ import pytest
 SETUP = """
 import torch, warnings
 from hessnb import HessianOperator, Objective, top_eigenpairs, compare_minima
-from hessnb.data import load_data
-from hessnb.minima import find_minimum
-from hessnb.widgets import *
+from hessnb.paper.data import load_data
+from hessnb.paper.minima import find_minimum
+from hessnb.show.widgets import *
 warnings.simplefilter("ignore")
 data = load_data("gauss")
 model = find_minimum("normal", data).model
@@ -220,5 +220,5 @@ class TestRerun:
             counts.append(int(lab.execute("gc.collect(); print(n_open())")))
         assert len(set(counts[1:])) == 1 and counts[0] <= counts[1], counts
         assert lab.execute("import matplotlib._pylab_helpers as h; print(len(h.Gcf.figs))") == "0"
-        kept = lab.execute("from hessnb.views import BoundaryCanvas; print(*(sum(isinstance(o, kind) for o in gc.get_objects()) for kind in (BoundaryCanvas, Objective)))")
+        kept = lab.execute("from hessnb.show.canvas import BoundaryCanvas; print(*(sum(isinstance(o, kind) for o in gc.get_objects()) for kind in (BoundaryCanvas, Objective)))")
         assert kept == "1 2", kept  # the notebook's own objective, and the copy of the widget that is open

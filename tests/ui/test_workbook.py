@@ -8,9 +8,9 @@ from hessnb.lab import START, copy_tutorials
 SETUP = """
 import time, warnings, torch
 from torch import nn
-import hessnb.workbook as w
-from hessnb.data import load_data
-from hessnb.workbook import Workbook
+import hessnb.show.workbook as w
+from hessnb.paper.data import load_data
+from hessnb.show.workbook import Workbook
 warnings.simplefilter("ignore")
 flowers = load_data("iris")
 torch.manual_seed(0)
