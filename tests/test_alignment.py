@@ -12,7 +12,8 @@ from hessnb.boundary.alignment import _align_by_example, _align_by_layer, align,
 from hessnb.curvature.lanczos import top_eigenpairs
 from hessnb.boundary.margin import paper_margin
 from hessnb.boundary.measure import generalization_measure, random_baseline
-from hessnb.curvature.objective import Objective, example_grads, example_vjps
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.example_grads import example_grads, example_vjps
 from hessnb.curvature.operator import HessianOperator
 from test_reference import network  # noqa: F401, a fixture
 

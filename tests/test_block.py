@@ -49,7 +49,7 @@ def test_every_row_is_there(monkeypatch, rows):
     "Whatever the number of rows leaves over after whole blocks."
     blocks(monkeypatch)
     _, op = operator(product="replay")
-    monkeypatch.setattr(hessnb.curvature.operator, "_BLOCK_BYTES", 7 * (op.objective.fixed_bytes + 45 * op.objective.bytes_per_example))
+    monkeypatch.setattr(hessnb.curvature.operator, "_BLOCK_BYTES", 7 * (op.objective.cost.fixed + 45 * op.objective.cost.per_example))
     for _ in range(2): assert_close(op.matmat(V := randn(rows, op.shape[0])), one_by_one(op, V), rtol=1e-12, atol=1e-14)
     assert op._block_rows == (7 if rows >= 64 else None)
 
@@ -67,7 +67,7 @@ def test_memory_bounds_a_block(monkeypatch):
     sizes, products = [], HessianOperator._products
     monkeypatch.setattr(HessianOperator, "_products", lambda self, V: (sizes.append(len(V)), products(self, V))[1])
     objective = Objective(mlp(), BATCHES)
-    most = objective.fixed_bytes + 20 * objective.bytes_per_example  # of the largest batch
+    most = objective.cost.fixed + 20 * objective.cost.per_example  # of the largest batch
     for budget, rows in ((10 * most, 10), (4 * most, 4), (4 * most - 1, 1), (10**9 * most, 256)):
         monkeypatch.setattr(hessnb.curvature.operator, "_BLOCK_BYTES", budget)
         op, sizes[:] = HessianOperator(objective, product="replay"), []

@@ -104,7 +104,7 @@ def test_bytes_of_a_record():
     "A record holds less than was allowed for, and no more than a graph does."
     objective = Objective(CNN, (IMAGES, DIGITS))
     graph, replay = (HessianOperator(objective, product=p) for p in ("graph", "replay"))
-    v, allowed = randn(objective.n_params), objective.fixed_bytes + 48 * objective.bytes_per_example
+    v, allowed = randn(objective.n_params), objective.cost.fixed + 48 * objective.cost.per_example
     held = [t for piece, _ in replay._kept for t in piece.__wrapped__.__self__.buffers()]
     assert sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()) <= allowed
     assert peak_bytes(lambda: replay.matvec(v)) <= min(peak_bytes(lambda: graph.matvec(v)), allowed)
@@ -131,7 +131,7 @@ def test_bytes_of_a_search(product):
     one, pairs = peak_bytes(lambda: op.matvec(randn(objective.n_params))), []
     assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 3, tol=1e-3))) <= one + (2 * pairs[0].n_matvecs + 16) * row
     assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 4, tol=1e-6))) <= one + (2 * pairs[1].n_matvecs + 40) * row and 32 < pairs[1].n_matvecs < 80
-    assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * (objective.fixed_bytes + 48 * objective.bytes_per_example)
+    assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * (objective.cost.fixed + 48 * objective.cost.per_example)
 
 
 def test_passes_over_the_basis():
@@ -150,7 +150,7 @@ def test_a_quarter_of_the_budget():
     "Pieces that do not fit are computed anew, in less memory, and the pairs are the same."
     data = (IMAGES[:32].repeat(4, 1, 1, 1), DIGITS[:32].repeat(4))
     whole = Objective(CNN, data)
-    budget = (whole.fixed_bytes + 128 * whole.bytes_per_example) // 4
+    budget = (whole.cost.fixed + 128 * whole.cost.per_example) // 4
     quarter = Objective(CNN, data, memory_budget=budget)
     ops = [HessianOperator(o) for o in (whole, quarter)]
     assert ops[0].n_kept == 128 and ops[1].n_kept <= 32
@@ -164,8 +164,8 @@ def test_a_quarter_of_the_budget():
 def test_double_precision_convolutions_go_through_in_small_pieces():
     images, labels = randn(600, 1, 28, 28), torch.arange(600) % 3
     whole, pieces = (Objective(CNN, (images, labels), dtype=dtype) for dtype in (torch.float32, torch.float64))
-    sizes = [len(t) for _, t in pieces.pieces()]
-    assert [len(t) for _, t in whole.pieces()] == [600]
+    sizes = [len(t) for _, t in pieces.micro_batches()]
+    assert [len(t) for _, t in whole.micro_batches()] == [600]
     assert len(sizes) > 2 and max(sizes) - min(sizes) < len(sizes) and sum(sizes) == 600
     op = HessianOperator(pieces)
     op.matvec(randn(op.shape[0]))
@@ -174,14 +174,14 @@ def test_double_precision_convolutions_go_through_in_small_pieces():
 
 def test_pieces_of_large_examples_are_not_too_small():
     model = build(lambda: nn.Sequential(nn.Conv2d(1, 160, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(160 * 784, 3)))  # 32 MiB hold fewer than 24
-    assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS)).pieces()] == [24, 24]
-    assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS), memory_budget=2**24).pieces()] != [24, 24]
+    assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS)).micro_batches()] == [24, 24]
+    assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS), memory_budget=2**24).micro_batches()] != [24, 24]
 
 
 @pytest.mark.parametrize("batches", [lambda X, y: (X, y), lambda X, y: list(zip(X.split(150), y.split(150)))], ids=["whole", "batches"])
 def test_data_and_parameters_are_not_charged_to_every_piece(batches):
     data = batches(randn(600, 1, 28, 28), torch.arange(600) % 3)
     objective = Objective(CNN, data)
-    op = HessianOperator(objective, memory_budget=int(1.01 * 600 * objective.bytes_per_example))
+    op = HessianOperator(objective, memory_budget=int(1.01 * 600 * objective.cost.per_example))
     assert len(op._kept) > 2 and op.n_kept == 600 and op.n_kept * 8 * 784 < op._kept_bytes
-    assert HessianOperator(objective, memory_budget=int(.9 * 600 * objective.bytes_per_example)).n_kept < 600
+    assert HessianOperator(objective, memory_budget=int(.9 * 600 * objective.cost.per_example)).n_kept < 600

@@ -14,7 +14,8 @@ from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs, tridiagon
 from hessnb.boundary.margin import estimate_margin, nearest_boundary
 from hessnb.boundary.measure import estimate_directions, gradient_cosines, resolve_measure
 from hessnb.paper.minima import cnn, lenet5
-from hessnb.curvature.objective import Objective, example_grads, example_vjps
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.example_grads import example_grads, example_vjps
 from hessnb.curvature.operator import HessianOperator, MatrixOperator
 
 X, Y = blobs(45)
@@ -212,7 +213,7 @@ def test_float32_products_have_all_their_bits():
         op = HessianOperator(single)
         assert max(error(op.matvec(v.float())) for _ in range(4)) < 2e-6
         leaves = single.leaves()  # outside of our modes
-        gradient = single.piece_grad(leaves, data[0].float(), data[1], create_graph=True) / single.normaliser
+        gradient = single.micro_batch_grad(leaves, data[0].float(), data[1], create_graph=True) / single.normaliser
         plain = torch.cat([h.reshape(-1) for h in torch.autograd.grad(gradient, list(leaves.values()), v.float())])
         assert error(plain) > 1e-4
         A = torch.randn(300, 300, device="cuda")

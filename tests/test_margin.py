@@ -253,7 +253,7 @@ def test_pieces_and_batches_do_not_matter(trained):
     objective, X, pairs = trained
     y = objective.predict(X).argmax(1)
     small = Objective(objective.model, [(X[:50], y[:50]), (X[50:83], y[50:83]), (X[83:], y[83:])], memory_budget=8_000)
-    assert 1 <= small._piece < 10
+    assert 1 <= small.micro_batch_size < 10
     a, b = (nearest_boundary(o, X[:12], pool=X) for o in (objective, small))
     assert_close(a.values, b.values, rtol=1e-9, atol=0)
     assert (a.n_forward, a.n_backward) == (b.n_forward, b.n_backward)

@@ -1,6 +1,8 @@
 "Value, gradient and Hessian products against plain torch on the whole data at once, for every way to give model, data and loss."
 import random
 import threading
+import time
+import warnings
 
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from torch.func import functional_call
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from conftest import F64, blobs, build, copy, mlp, precisions, quiet, randn, untouched
+from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
 from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
-from hessnb.curvature.objective import Objective, all_bits, all_finite, example_grads, example_vjps, preserve_rng
+from hessnb.curvature.objective import Objective
+from hessnb.curvature.checks import all_finite, check_precision, restored_on_error, rounded_by
+from hessnb.curvature.example_grads import example_grads, example_vjps
 from hessnb.curvature.operator import HessianOperator
 from hessnb.curvature.params import flatten, select_params
 
@@ -54,7 +58,7 @@ def agree(model, data, loss, reference, X, y, params=None, **kwargs):
         close(objective.value(objective.theta), value)
         close(objective.grad(), grad)
         close(objective.grad(objective.theta), grad)
-        for budget in (None, objective.fixed_bytes + 64 * objective.bytes_per_example, 0): close(HessianOperator(objective, memory_budget=budget).matvec(v), product(v))
+        for budget in (None, objective.cost.fixed + 64 * objective.cost.per_example, 0): close(HessianOperator(objective, memory_budget=budget).matvec(v), product(v))
     return objective
 
 
@@ -327,7 +331,7 @@ def test_example_grads():
         with untouched(model): G = example_grads(objective, X, target)
         assert G.shape == (N, 44) and not G.requires_grad
         close(G.sum(0) / objective.normaliser, objective.grad())
-        for i in (1, 3): close(G[i], objective.piece_grad(objective.params, X[i:i + 1], target[i:i + 1]))
+        for i in (1, 3): close(G[i], objective.micro_batch_grad(objective.params, X[i:i + 1], target[i:i + 1]))
         assert G[0].any() == (name not in ("ignored", "all three"))
 
 
@@ -377,7 +381,7 @@ def test_a_failing_call_restores_the_random_state():
         def __getitem__(self, i): torch.rand(1), np.random.rand(), random.random(); raise KeyError("boom")
     with untouched(mlp()), pytest.raises(KeyError): Objective(mlp(), Failing())
     with pytest.raises(ZeroDivisionError), untouched():
-        with preserve_rng(): torch.rand(1), np.random.rand(), random.random(), 1 / 0
+        with restored_on_error(): torch.rand(1), np.random.rand(), random.random(), 1 / 0
 
 
 def test_generator_of_the_loader_is_untouched():
@@ -439,70 +443,84 @@ def settings_of_torch():
     for p, precision in zip(places, before): p.fp32_precision = precision
 
 
-@pytest.mark.parametrize("cuda", [False, True])
 @pytest.mark.parametrize("name", DROPPING)
-def test_float32_keeps_its_bits_whatever_is_allowed(name, cuda, settings_of_torch, monkeypatch):
-    "In every pass through the model and in the algebra around it; afterwards all settings are the caller's again."
-    seen = []
-    class Watching(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = mlp().float()
-        def forward(self, x):
-            seen.append(precisions())
-            return self.net(x)
-    class Watched(HessianOperator):
-        def matvec(self, v):
-            seen.append(precisions())
-            return super().matvec(v)
-    if cuda: monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+def test_settings_that_drop_bits_are_said_and_left_alone(name, settings_of_torch):
+    model = mlp().float()
     DROPPING[name]()
     with untouched():
-        objective = Objective(Watching(), (X[:40].float(), Y[:40]))
-        op = Watched(objective, memory_budget=0)
-        objective.grad(), objective.value(objective.theta), objective.predict(X), top_eigenpairs(op, 2, tol=1e-2), tridiagonalize(op, torch.ones(44), 3)
-    places = range(len(seen[0])) if cuda else [0, *(range(-3, 0) if LATER else ())]  # on the host, cuDNN does not matter
-    assert len(seen) > 20 and not any(p[i] in ("medium", "high", "tf32", "bf16", True) for p in seen for i in places)
+        if name in ("nothing", "cuBLAS", "cuDNN"):  # on the host, the devices' settings do not matter
+            with quiet(): op = HessianOperator(Objective(model, (X[:40].float(), Y[:40])))
+        else:
+            with pytest.warns(UserWarning, match=r"may round the operands.*dtype=torch\.float64"):
+                op = HessianOperator(Objective(model, (X[:40].float(), Y[:40])))
+        with quiet(): top_eigenpairs(op, 2, tol=1e-2), Objective(model, (X[:40], Y[:40]), dtype=F64)
 
 
-def test_settings_outlast_the_thread_that_made_them(settings_of_torch):
-    "The last one out puts them back, in whatever thread."
-    torch.set_float32_matmul_precision("high")
-    entered, left, seen = threading.Event(), threading.Event(), []
-    def work():
-        with all_bits():
-            entered.set()
-            left.wait(10)
-            seen.append(torch.get_float32_matmul_precision())
-    thread = threading.Thread(target=work)
-    with all_bits():
-        thread.start()
-        assert entered.wait(10)
-    left.set()
-    thread.join()
-    assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
-    with pytest.raises(KeyError):
-        with all_bits(), all_bits(): raise KeyError
-    assert torch.get_float32_matmul_precision() == "high"
+def test_the_default_of_cudnn_matters_to_convolutions_only(settings_of_torch):
+    cuda = torch.device("cuda")
+    assert rounded_by(cuda) == (["torch.backends.cudnn.conv.fp32_precision", "torch.backends.cudnn.rnn.fp32_precision"] if LATER
+                                else ["torch.backends.cudnn.allow_tf32"])
+    with pytest.warns(UserWarning, match="cudnn"): check_precision(nn.Sequential(nn.Conv2d(1, 1, 1)), torch.float32, cuda)
+    with quiet(): check_precision(nn.Linear(2, 2), torch.float32, cuda)
 
 
-@pytest.mark.skipif(not LATER, reason="torch 2.9 brought settings that others follow")
-def test_what_follows_a_general_setting_goes_on_to_do_so(settings_of_torch):
-    for general, leaf in ((BACKENDS, BACKENDS.mkldnn.matmul), (BACKENDS.mkldnn, BACKENDS.mkldnn.conv)):
-        general.fp32_precision = "bf16"
-        with all_bits(): assert leaf.fp32_precision == "ieee"
-        assert leaf.fp32_precision == general.fp32_precision == "bf16"
-        general.fp32_precision = "ieee"
-        assert leaf.fp32_precision == "ieee"
+def test_training_beside_a_search_is_what_it_is_alone():
+    "Losses bit for bit, random numbers, settings and warnings: dropout, a shuffling loader, attention."
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = nn.TransformerEncoderLayer(8, 2, 16, dropout=.2, batch_first=True)
+            self.head = nn.Linear(8, C)
+        def forward(self, x): return self.head(self.attend(x.reshape(-1, 2, 8)).mean(1))
+    def train():
+        torch.manual_seed(3)
+        net, losses = Net(), []
+        optimizer = torch.optim.SGD(net.parameters(), lr=.1, momentum=.9)
+        loader = DataLoader(TensorDataset(randn(60, 16, dtype=torch.float32), torch.arange(60) % C), batch_size=20, shuffle=True)
+        for _ in range(30):
+            for x, y in loader:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                optimizer.step()
+                losses.append((loss.item(), np.random.rand(), random.random()))
+                assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+                assert list(warnings.filters) == filters
+        return losses
+    def search():
+        data = DataLoader(TensorDataset(randn(30, 16), torch.arange(30) % C), batch_size=10)
+        while not stop.is_set():
+            top_eigenpairs(HessianOperator(Objective(net, data)), 2, tol=1e-2)
+            done.append(1)
+    filters, stop, done, runs = list(warnings.filters), threading.Event(), [], []
+    net = build(Net)
+    for beside in (False, True):
+        np.random.seed(0), random.seed(0)
+        thread = threading.Thread(target=search)
+        if beside: thread.start()
+        runs.append(train())
+        if beside:
+            while not done: time.sleep(.01)
+            stop.set()
+            thread.join()
+    assert runs[0] == runs[1] and done
 
 
-def test_a_model_may_set_flags_of_cudnn(settings_of_torch, monkeypatch):
-    "They read the setting of before torch 2.9, which has to agree with the later ones."
+def test_a_model_may_set_flags_of_cudnn(settings_of_torch):
     class Flagged(nn.Module):
         def __init__(self):
             super().__init__()
             self.net = mlp().float()
         def forward(self, x):
             with torch.backends.cudnn.flags(enabled=False): return self.net(x)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     with untouched(): assert HessianOperator(Objective(Flagged(), (X[:40].float(), Y[:40]))).matvec(torch.ones(44)).isfinite().all()
+
+
+def test_a_model_that_draws_in_vain_leaves_the_stream_alone():
+    class Draws(nn.Module):
+        def __init__(self): super().__init__(); self.net = mlp()
+        def forward(self, x): return self.net(x) + 0 * torch.rand(())
+    model, before = Draws(), torch.get_rng_state()
+    objective = Objective(model, (X, Y), batch_size=50)
+    objective.grad(), objective.predict(X), objective.value(objective.theta)
+    assert objective.draws and not Objective(mlp(), (X, Y)).draws and torch.equal(before, torch.get_rng_state())

@@ -18,7 +18,7 @@ BATCHES = list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5])))
 
 def hessian_op(budget, dtype=F64):
     objective = Objective(MODEL, BATCHES, nn.CrossEntropyLoss(weight=WEIGHT), dtype=dtype)
-    some = objective.fixed_bytes + 20 * objective.bytes_per_example
+    some = objective.cost.fixed + 20 * objective.cost.per_example
     op = HessianOperator(objective, memory_budget=dict(all=None, some=some, none=0)[budget])
     assert op.n_kept == dict(all=45, some=20, none=0)[budget]
     return op
@@ -228,10 +228,10 @@ def test_memory_is_bounded_by_the_budget():
     "Pieces and kept graphs follow the measured cost of an example."
     budget = 200_000
     objective = Objective(MODEL, (X.repeat(40, 1), Y.repeat(40)), memory_budget=budget)
-    pieces = [len(t) for _, t in objective.pieces()]
+    pieces = [len(t) for _, t in objective.micro_batches()]
     assert len(pieces) > 1 and sum(pieces) == 1800
-    assert all(objective.fixed_bytes + n * objective.bytes_per_example <= budget for n in pieces)
-    assert 0 <= HessianOperator(objective).n_kept * objective.bytes_per_example <= budget
+    assert all(objective.cost.fixed + n * objective.cost.per_example <= budget for n in pieces)
+    assert 0 <= HessianOperator(objective).n_kept * objective.cost.per_example <= budget
     assert_close(HessianOperator(objective).to_dense(), HessianOperator(Objective(MODEL, (X, Y))).to_dense(), rtol=1e-11, atol=1e-14)
 
 

@@ -72,7 +72,7 @@ def test_replay_is_double_backward(name, dtype):
 def test_budget(pieces):
     batches = list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5])))
     objective = Objective(mlp(), batches, nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5])))
-    budget = pieces * (objective.fixed_bytes + 20 * objective.bytes_per_example)
+    budget = pieces * (objective.cost.fixed + 20 * objective.cost.per_example)
     graph, replay = (HessianOperator(objective, memory_budget=budget, product=p) for p in ("graph", "replay"))
     v = randn(44)
     assert replay.n_kept == graph.n_kept == [0, 20, 40, 45][pieces] and torch.equal(replay.matvec(v), graph.matvec(v))
@@ -146,7 +146,7 @@ def test_a_record_does_not_hold_the_graph():
     assert constants and not any(t.requires_grad for t in constants)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in constants}
     held = sum(p.numel() * p.element_size() for p in objective.params.values())  # is not charged
-    assert sum(storages.values()) <= objective.fixed_bytes + 12 * objective.bytes_per_example + held
+    assert sum(storages.values()) <= objective.cost.fixed + 12 * objective.cost.per_example + held
 
 
 @pytest.mark.parametrize("data, params", [((X, Y), None), ((X[:1], Y[:1]), "bias")])

@@ -155,7 +155,7 @@ def test_where_there_is_no_twin(monkeypatch):
     objective = Objective(mlp(), (X, Y))
     assert HessianOperator(objective).in_single() is None  # too small to be worth it
     monkeypatch.setattr(hessnb.curvature.operator, "_WORTH_ROUNDING", 0)
-    whole = objective.fixed_bytes + 45 * objective.bytes_per_example
+    whole = objective.cost.fixed + 45 * objective.cost.per_example
     assert HessianOperator(objective).in_single() is not None
     assert HessianOperator(objective, product="graph").in_single() is None
     assert HessianOperator(objective, memory_budget=whole).in_single() is None

@@ -66,7 +66,7 @@ class TestEigenvectorSliders:
         kind, objective, pairs = each
         with untouched(objective.model):
             view = EigenvectorSliders(objective, pairs, k=4, n=30)
-            X, y = next(objective.pieces())
+            X, y = next(objective.micro_batches())
             for i, slider in enumerate(view.sliders):
                 before = view.picture.value
                 slider.value = 2.
@@ -128,7 +128,7 @@ class TestEigenvectorSliders:
 
     def test_a_plane_of_ones_own(self):
         objective, pairs = problem("rows")
-        X, _ = next(objective.pieces())
+        X, _ = next(objective.micro_batches())
         view = EigenvectorSliders(objective, pairs, plane=plane_through(X), n=20)
         assert view.grid.plane.source == "principal axes"
         view.close()
@@ -138,7 +138,7 @@ class TestSpectrumExplorer:
     def test_every_control(self, each):
         kind, objective, pairs = each
         view = SpectrumExplorer(objective, pairs, n=20)
-        X, y = next(objective.pieces())
+        X, y = next(objective.micro_batches())
         assert view.kind == kind == kind_of_inputs(X) and len(view.pictures) == (1 if kind == "rows" else 2)
         for i in (2, 1, 3, 0):
             view.slider.value = i
@@ -178,7 +178,7 @@ class TestBoundaryExplorer:
     def test_what_lies_at_a_point(self, each):
         kind, objective, pairs = each
         view = BoundaryExplorer(objective, pairs, n=24)
-        X, y = next(objective.pieces())
+        X, y = next(objective.micro_batches())
         detail = view.detail.value
         u, v = (sum(view.grid.extent[i:i + 2]) / 2 for i in (0, 2))
         view.picture.pointer = view._canvas.place(u, v)
@@ -228,7 +228,7 @@ def test_one_eigenvector_is_enough(kind):
 class TestMinimaComparer:
     def test_slider_and_choice(self, plane):
         objective, _ = plane
-        X, y = next(objective.pieces())
+        X, y = next(objective.micro_batches())
         other = build(lambda: nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Linear(12, 3)), seed=5).float()
         with quiet(): comparison = compare_minima({"one": objective.model, "two": other}, (X, y), k=4, pairs=6)
         view = MinimaComparer(comparison, n=24)
@@ -331,7 +331,7 @@ class TestWorkbook:
     @pytest.mark.parametrize("kind", ["plane", "rows", "images"])
     def test_on_a_users_model_and_loader(self, kind, tmp_path):
         objective, _ = problem(kind)
-        model, (X, y) = objective.model, next(objective.pieces())
+        model, (X, y) = objective.model, next(objective.micro_batches())
         loader = DataLoader(TensorDataset(X, y), batch_size=7)
         with untouched(model), quiet():
             book = Workbook(model, loader, k=3, test=(X, y), background=False)
@@ -345,7 +345,7 @@ class TestWorkbook:
 
     def test_says_what_to_do(self):
         objective, _ = problem("images")
-        (X, y), model = next(objective.pieces()), objective.model
+        (X, y), model = next(objective.micro_batches()), objective.model
         cases = [(model, (X, y), "call model.eval"), (model, (X, y.float()), "int64 class indices"), (model, DataLoader(TensorDataset(X, y), shuffle=True), "shuffle=False"), ("a model", (X, y), "str")]
         for given, data, words in cases:
             model.train(words == "call model.eval")
@@ -363,7 +363,7 @@ class TestWorkbook:
             def forward(self, x): return self.last(self.model(x))
         objective, _ = problem("rows")
         wrapped = Wrapped(objective.model).eval()
-        with quiet(): book = Workbook(wrapped, next(objective.pieces()), k=2, examine=False, background=False)
+        with quiet(): book = Workbook(wrapped, next(objective.micro_batches()), k=2, examine=False, background=False)
         assert book.error.value == "" and book.objectives["model"].n_params == objective.n_params + 12
         book.close()
 

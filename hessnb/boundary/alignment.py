@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ..curvature.lanczos import EigenPairs
-from ..curvature.objective import Objective, check_labels, example_vjps, own_modes
+from ..curvature.objective import Objective
+from ..curvature.loss import Loss, check_labels
+from ..curvature.example_grads import example_vjps
+from ..curvature.checks import own_modes
 
 # %% ../../nbs/boundary/00_alignment.ipynb #0fce84cb
 def residuals(
@@ -25,32 +28,8 @@ def residuals(
     outputs: Tensor,  # `(B, C)`
     labels: Tensor,  # `(B,)` int64
 ) -> tuple[Tensor, Tensor]:  # `(B, C)` unit vectors (or zero), `(B,)` log of the norms taken out
-    "Directions of d loss / d outputs for the given labels, without cancellation for softmax losses, and the logarithms of their norms."
-    loss = objective.loss.module
-    if isinstance(loss, nn.NLLLoss) and outputs.double().logsumexp(1).abs().max() > 1e-3: r, log_norm = _autograd_residuals(objective, outputs, labels)
-    elif objective.loss.softmax: r, log_norm = _softmax_residuals(outputs, labels, loss.weight, getattr(loss, "label_smoothing", 0.))
-    else: r, log_norm = _autograd_residuals(objective, outputs, labels)
-    norm = r.norm(dim=1)
-    return (r / norm.clamp_min(torch.finfo(r.dtype).tiny)[:, None]).to(outputs.dtype), log_norm + norm.log()
-
-def _softmax_residuals(outputs: Tensor, labels: Tensor, weight: Tensor | None, smoothing: float) -> tuple[Tensor, Tensor]:
-    "Softmax minus target, from the scores of the other classes alone; `(B, C)` up to a factor, and its log."
-    z = outputs.double()
-    own = F.one_hot(labels, z.shape[1]).bool()
-    others = z.masked_fill(own, -math.inf)
-    top = others.max(1).values
-    log_factor = top - z.logsumexp(1) if smoothing == 0 else torch.zeros_like(top)
-    r = (others - (top if smoothing == 0 else z.logsumexp(1))[:, None]).exp()  # p_c / factor for c != label, 0 for the label
-    w = torch.ones_like(z[0]) if weight is None else weight.to(z)
-    r = r * ((1 - smoothing) * w[labels, None] + smoothing * w.mean()) - smoothing / len(w) * w * ~own
-    return r - own * r.sum(1, keepdim=True), log_factor
-
-def _autograd_residuals(objective: Objective, outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    "d loss / d outputs by autograd, for losses without a closed form; squared error takes the label as a one-hot target."
-    out = outputs.detach().requires_grad_()
-    target = F.one_hot(labels, out.shape[1]).to(out) if isinstance(objective.loss.module, nn.MSELoss) else labels
-    with torch.enable_grad(): r, = torch.autograd.grad(objective.loss.total(out, target), out)
-    return r.double(), torch.zeros(len(r), dtype=torch.float64, device=r.device)
+    "Directions of d loss / d outputs for the given labels, and the logarithms of their norms: what the loss says."
+    return objective.loss.residual(outputs, labels)
 
 # %% ../../nbs/boundary/00_alignment.ipynb #ac7ef6dd
 @dataclass(frozen=True, eq=False)
@@ -145,7 +124,7 @@ def _align_by_layer(objective: Objective, X: Any, r: Tensor, V: Tensor, chunk_by
     except _NotByLayer: return None
     blocks = dict(zip(objective.params, V.split([p.numel() for p in objective.params.values()], 1)))
     wide = max(min(layer.in_features, layer.out_features) for layer in layers.values())
-    step = max(1, min(objective._piece, chunk_bytes // (2 * len(V) * wide * V.element_size())))
+    step = max(1, min(objective.micro_batch_size, chunk_bytes // (2 * len(V) * wide * V.element_size())))
     part = lambda X, r: _dots_and_squares(_inputs_and_errors(objective, layers, X, r), layers, blocks, r, len(V))
     some = [0, -1] if len(r) > 1 else [0]
     try:

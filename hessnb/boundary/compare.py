@@ -24,7 +24,8 @@ from ..curvature.density import Outliers, TraceEstimate, count_outliers, trace
 from ..curvature.lanczos import EigenPairs, top_eigenpairs
 from .margin import Margin, PaperMargin, estimate_margin, paper_margin
 from .measure import EffectiveDirections, GeneralizationMeasure, ResolvedMeasure, generalization_measure, random_baseline, resolve_measure
-from ..curvature.objective import Objective, as_batches
+from ..curvature.objective import Objective
+from ..curvature.batches import as_batches
 from ..curvature.operator import HessianOperator
 
 # %% ../../nbs/boundary/09_compare.ipynb #1aab7352
@@ -95,7 +96,7 @@ def examine(
 # %% ../../nbs/boundary/09_compare.ipynb #cba6457e
 def _examples(objective: Objective) -> tuple[Tensor, Tensor]:
     "All training inputs and labels of an objective, on its device."
-    inputs, targets = zip(*objective.pieces())
+    inputs, targets = zip(*objective.micro_batches())
     if not isinstance(inputs[0], Tensor): raise TypeError("a comparison needs one tensor of inputs for each example: the margin is a distance between inputs")
     if targets[0].is_floating_point() or targets[0].ndim != 1: raise TypeError(f"a comparison is for classifiers: labels (N,) of int64, got {targets[0].dtype} of shape {tuple(targets[0].shape)}")
     return torch.cat(inputs), torch.cat(targets)
@@ -106,7 +107,7 @@ def _accuracy(objective: Objective, X: Any, y: Tensor) -> float:
 
 def _test_accuracy(objective: Objective, test: Any) -> float:
     "Accuracy over data of any form that an objective takes."
-    batches = [objective._unpack(batch) for batch in as_batches(test, None)]  # in the form that the training data came in
+    batches = [objective.unpack(batch) for batch in as_batches(test, None)]  # in the form that the training data came in
     right = sum(_accuracy(objective, inputs, torch.as_tensor(y)) * len(y) for inputs, y in batches)
     return right / sum(len(y) for _, y in batches)
 

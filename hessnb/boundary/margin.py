@@ -19,7 +19,8 @@ from torch import Tensor
 from .alignment import align
 from .plane import design_input
 from ..curvature.lanczos import EigenPairs
-from ..curvature.objective import Objective, own_modes
+from ..curvature.objective import Objective
+from ..curvature.checks import own_modes
 
 # %% ../../nbs/boundary/07_margin.ipynb #0e9353f2
 class _Paths:
@@ -86,7 +87,7 @@ def _first_crossing(paths: _Paths, x: Tensor, y: Tensor, d: Tensor, reach: Tenso
 def _lead(paths: _Paths, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     "By how much class `y` leads at `z` `(R,)`, and the gradient of that with respect to `z`."
     paths.n_forward, paths.n_backward = paths.n_forward + len(z), paths.n_backward + len(z)
-    leads, slopes, piece = [], [], max(1, paths.objective._piece)
+    leads, slopes, piece = [], [], max(1, paths.objective.micro_batch_size)
     with own_modes():
         for i in range(0, len(z), piece):
             part = z[i:i + piece].detach().requires_grad_()

@@ -19,7 +19,9 @@ from torch.utils._pytree import tree_map
 
 from .alignment import Alignment, align, residuals
 from ..curvature.lanczos import EigenPairs, Krylov, eigenpairs_until
-from ..curvature.objective import Objective, example_vjps, own_modes
+from ..curvature.objective import Objective
+from ..curvature.example_grads import example_vjps
+from ..curvature.checks import own_modes
 from ..curvature.operator import HessianOperator
 
 # %% ../../nbs/boundary/06_measure.ipynb #f4e554ac

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from .alignment import align
-from ..curvature.objective import Objective, own_modes
+from ..curvature.loss import ClassLoss
+from ..curvature.objective import Objective
+from ..curvature.checks import own_modes
 
 # %% ../../nbs/boundary/02_plane.ipynb #cd85a129
 @dataclass(frozen=True, eq=False)
@@ -271,7 +273,7 @@ def trace_boundary(
 # %% ../../nbs/boundary/02_plane.ipynb #3515e0ba
 def _two_features(objective: Objective, X: Tensor | None) -> torch.Size:
     "The shape of one input; `ValueError` if it is not of two numbers or the model has no two classes."
-    inputs = next(objective.pieces())[0] if X is None else objective.place_inputs(X)
+    inputs = next(objective.micro_batches())[0] if X is None else objective.place_inputs(X)
     found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs[0].numel() != 2:
         raise ValueError(f"trace_boundary needs inputs of two features (N, 2), got {found}: for more features look at a plane with scan_plane(axes=) "
@@ -364,7 +366,7 @@ def design_input(
     tol: float = 1e-3,  # change of a^2 (with `side`: of a) over the last tenth of the steps that counts as converged
 ) -> DesignedInputs:
     "Inputs whose reinforcing gradient is as parallel to `v` as each start leads to; cross-entropy only."
-    if not objective.loss.softmax: raise ValueError("design_input needs a cross-entropy or NLL objective: other losses have no reinforcing residual in closed form")
+    if not isinstance(objective.loss, ClassLoss): raise ValueError("design_input needs a cross-entropy or NLL objective: other losses have no reinforcing residual in closed form")
     v = objective.check_vector(v) / v.norm()
     x = objective.place_inputs(starts).detach().clone()
     _check_sides(x, side, box)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from .alignment import _unit_rows, align, class_structure
 from .plane import PlaneScan
 from ..curvature.lanczos import EigenPairs
-from ..curvature.objective import Objective, check_finite, own_modes
+from ..curvature.objective import Objective
+from ..curvature.checks import check_finite, own_modes
 from ..curvature.params import flatten, unflatten
 
 # %% ../../nbs/boundary/05_probe.ipynb #4327761d
@@ -239,14 +240,7 @@ class PathScan:
 # %% ../../nbs/boundary/05_probe.ipynb #b8e256c4
 def _label_losses(objective: Objective, outputs: Tensor, labels: Tensor) -> Tensor:  # `(n,)` float64
     "The objective's own loss of each row of `outputs` `(n, C)` for the given labels."
-    loss, z = objective.loss.module, outputs.double()
-    own = F.one_hot(labels, z.shape[1]).bool()
-    if isinstance(loss, nn.CrossEntropyLoss) and not loss.label_smoothing:
-        others = z.masked_fill(own, -math.inf).logsumexp(1) - z[own]
-        weight = 1. if loss.weight is None else loss.weight.to(z)[labels]
-        return F.softplus(others, threshold=1e3) * weight
-    target = own.to(z) if isinstance(loss, nn.MSELoss) else labels
-    return torch.stack([objective.loss.total(z[i:i + 1], target[i:i + 1]) for i in range(len(z))])
+    return objective.loss.label_losses(outputs.double(), labels)
 
 @own_modes()
 def scan_path(
@@ -423,7 +417,7 @@ def displace(
     moved = unflatten(objective.theta + s @ V, objective.params)
     clone = _clone(objective.model)
     state = {**dict(clone.named_parameters()), **dict(clone.named_buffers())}
-    for name, value in {**objective._frozen, **moved}.items(): state[name].copy_(value)
+    for name, value in {**objective.fixed, **moved}.items(): state[name].copy_(value)
     return clone
 
 def _clone(model: nn.Module) -> nn.Module:

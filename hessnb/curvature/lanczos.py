@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .objective import all_bits, all_finite
+from .checks import all_finite
 from .operator import Operator, SymmetricOperator, seeded
 
 # %% ../../nbs/curvature/08_lanczos.ipynb #9272cef7
@@ -165,9 +165,8 @@ def tridiagonalize(
     if not isinstance(start, Tensor) or start.dtype != op.dtype: raise TypeError(f"start must be a tensor of {op.dtype}, got {getattr(start, 'dtype', type(start).__name__)}")
     if start.shape != (op.shape[0],): raise ValueError(f"start must have shape ({op.shape[0]},), got {tuple(start.shape)}")
     krylov, beta = Krylov(op, n_steps + 1), 0.
-    with all_bits():
-        if not krylov.add(start): raise ValueError("the start vector is zero")
-        while len(krylov.pending) and krylov.m < n_steps: beta = krylov.expand()
+    if not krylov.add(start): raise ValueError("the start vector is zero")
+    while len(krylov.pending) and krylov.m < n_steps: beta = krylov.expand()
     return Tridiag(krylov.G.diagonal().clone(), krylov.G.diagonal(1).clone(), krylov.Q.clone(), beta)
 
 # %% ../../nbs/curvature/08_lanczos.ipynb #282296c4
@@ -484,7 +483,7 @@ def top_eigenpairs(
     budget = max(5000, 20 * k) if max_matvecs is None else max_matvecs
     if budget < k: raise ValueError(f"max_matvecs={budget} cannot give k={k} pairs: at least one product each")
     twin = op.in_single() if single and hasattr(op, "in_single") and 16 * k * row_bytes <= basis_bytes else None  # its basis takes half of the memory, the end at most the rest
-    with all_bits(), tqdm(disable=progress is not True, unit=" products") as bar:
+    with tqdm(disable=progress is not True, unit=" products") as bar:
         search = _Search(op, k, which, tol, budget, capacity, generator, bar, progress)
         if twin is not None: search.turn_to(twin, .5 * tol, capacity)
         search.least = 0 if start is not None else min(capacity - 1, k + 8)  # a first step can look converged by chance
@@ -662,7 +661,7 @@ def dense_eigenpairs(
     except torch.linalg.LinAlgError: values, V = (t.to(A) for t in torch.linalg.eigh(A.double()))  # float32 does not always converge
     index = wanted(values, n if k is None else k, which)
     values, vectors = values[index], V.T[index].contiguous()
-    with all_bits(): residuals = (vectors @ A - values[:, None] * vectors).norm(dim=1).double().cpu()
+    residuals = (vectors @ A - values[:, None] * vectors).norm(dim=1).double().cpu()
     values = values.double().cpu()
     converged = residuals <= criterion(values, values.abs().max().item(), tol, torch.finfo(op.dtype).eps)
     pairs = EigenPairs(values, vectors, residuals, converged, n, 0, which, tol, 0., "converged" if converged.all() else "precision")
@@ -698,7 +697,7 @@ def eigenpairs_until(
     n = op.shape[0]
     k, most, row_bytes = _check_request(n, min(k, n), which, tol), min(n, max_pairs or n), n * torch.empty((), dtype=op.dtype).element_size()
     generator, capacity = generator or seeded(op.device), min(n, basis_bytes // row_bytes)
-    with all_bits(), tqdm(disable=progress is not True, unit=" products") as bar:
+    with tqdm(disable=progress is not True, unit=" products") as bar:
         search = _Search(op, min(k, most), which, tol, max_matvecs, capacity, generator, bar, progress)
         search.least = min(capacity - 1, search.k + 8)
         search.krylov.add(search.random())

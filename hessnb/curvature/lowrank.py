@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .lanczos import EigenPairs, Krylov, _check_operator, _check_request, _warn, criterion, dense_eigenpairs, wanted
-from .objective import all_bits, all_finite
+from .checks import all_finite
 from .operator import Operator, SymmetricOperator, seeded
 
 # %% ../../nbs/curvature/12_lowrank.ipynb #a0000020
@@ -313,7 +313,7 @@ def nonzero_eigenpairs(
     row_bytes = n * torch.empty((), dtype=op.dtype).element_size()
     capacity = min(n, basis_bytes // (2 * row_bytes))
     if capacity < min(n, 16): raise ValueError(f"basis_bytes={basis_bytes:,} holds {capacity} vectors of {n:,} numbers and their products; at least {min(n, 16)} are needed: raise it")
-    with all_bits(), tqdm(disable=progress is not True, unit=" products") as bar:
+    with tqdm(disable=progress is not True, unit=" products") as bar:
         search = _Search(op, rtol, tol, min(block_size, capacity), capacity, generator or seeded(op.device), bar, progress)
         search.dense_fits = isinstance(op, Operator) and n * row_bytes <= basis_bytes
         stopped, miss = search.run(miss_probability)

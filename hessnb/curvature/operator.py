@@ -22,7 +22,9 @@ from fastcore.basics import patch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .objective import Objective, _slice, all_bits, all_finite, check_mode, isolated, own_modes
+from .objective import Objective
+from .batches import take
+from .checks import all_finite, check_mode, isolated, own_modes
 
 # %% ../../nbs/curvature/05_operator.ipynb #c13521df
 @runtime_checkable
@@ -131,12 +133,12 @@ class MatrixOperator(Operator):
         super().__init__(len(A), A.dtype, A.device)
         self.A = A.detach()
     def _product(self, v: Tensor) -> Tensor:
-        with all_bits(): return self.A @ v.detach()
+        return self.A @ v.detach()
     def matmat(self, V: Tensor) -> Tensor:  # rows `(k, P)` -> `(k, P)`
         "The product with each row, in one multiplication."
         self._check(V, 2)
         self.n_matvecs += len(V)
-        with all_bits(): return V.detach() @ self.A
+        return V.detach() @ self.A
 
 # %% ../../nbs/curvature/05_operator.ipynb #9b6098c9
 class _Traced(Tensor):
@@ -387,9 +389,9 @@ class HessianOperator(Operator):
 def _linearise(self: HessianOperator) -> list[tuple[Callable, int]]:
     "Products with the leading pieces that fit the memory budget, through their graphs, and example counts."
     kept, self._kept_bytes, self._n_nodes = [], 0, 0
-    for i, (inputs, target) in enumerate(self.objective.pieces()):
-        if i == 0: self._try_product(_slice(inputs, 0, 1), target[:1])  # here, where a piece is at hand and the random state is kept
-        more = self.objective.fixed_bytes + len(target) * self.objective.bytes_per_example
+    for i, (inputs, target) in enumerate(self.objective.micro_batches()):
+        if i == 0: self._try_product(take(inputs, 0, 1), target[:1])  # here, where a piece is at hand and the random state is kept
+        more = self.objective.cost.fixed + len(target) * self.objective.cost.per_example
         if self._kept_bytes + more > self.memory_budget: break
         self._kept_bytes += more
         start = time.perf_counter()
@@ -402,7 +404,7 @@ def _linearise(self: HessianOperator) -> list[tuple[Callable, int]]:
 @patch
 def _piece_grad(self: HessianOperator, inputs, target: Tensor) -> Tensor:
     "Gradient of one piece's share of the mean loss, with its graph."
-    return self.objective.piece_grad(self._leaves, inputs, target, create_graph=True) / self.objective.normaliser
+    return self.objective.micro_batch_grad(self._leaves, inputs, target, create_graph=True) / self.objective.normaliser
 
 # %% ../../nbs/curvature/05_operator.ipynb #54cc768f
 @patch
@@ -422,7 +424,7 @@ def _product(self: HessianOperator, v: Tensor) -> Tensor:
 @isolated
 def _recompute(self: HessianOperator, v: Tensor, total: Tensor) -> Tensor:
     "Add the pieces that were not kept."
-    for i, (inputs, target) in enumerate(self.objective.pieces()):
+    for i, (inputs, target) in enumerate(self.objective.micro_batches()):
         if i < len(self._kept): continue
         g = self._piece_grad(inputs, target)
         self._graph_size(inputs, target, g)
@@ -569,7 +571,7 @@ def _consider_block(self: HessianOperator,
     "Record if the products ahead pay for it, and compare a block of products with a loop, once."
     if self.n_kept < self.objective.n_examples or self.product == "graph": return
     if self.product == "auto" and self._spent + seconds * ahead <= _RECORDING / 2 * self._n_nodes: return
-    most = _BLOCK_BYTES // (self.objective.fixed_bytes + max(n for _, n in self._kept) * self.objective.bytes_per_example)
+    most = _BLOCK_BYTES // (self.objective.cost.fixed + max(n for _, n in self._kept) * self.objective.cost.per_example)
     self._block_rows = 1
     with own_modes():
         if self.product == "auto": self._choose(self._test_vector())

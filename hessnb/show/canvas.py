@@ -27,7 +27,8 @@ from torch import Tensor
 from ..boundary.plane import _window
 from ..curvature.density import Outliers
 from ..curvature.lanczos import EigenPairs
-from ..curvature.objective import Objective, own_modes
+from ..curvature.objective import Objective
+from ..curvature.checks import own_modes
 from .plots import CLASS_COLORS, plot_spectrum
 from ..boundary.probe import Plane, _check_inputs
 from .probe_plots import _MARKERS
@@ -100,7 +101,7 @@ class TrainingFigures:
 def training_figures(objective: Objective) -> TrainingFigures:
     "Loss, accuracy and predicted classes on the training data, in one pass."
     total, norm, predicted, right, labelled = 0., 0., [], 0, 0
-    for inputs, target in objective.pieces():
+    for inputs, target in objective.micro_batches():
         outputs = objective.outputs(objective.params, inputs)
         total, norm = total + objective.loss.total(outputs, target).double(), norm + objective.loss.normaliser(outputs, target).double()
         predicted.append(outputs.argmax(1).cpu())
