@@ -44,7 +44,9 @@ def second_derivative(total, outputs):
 def test_second_derivative_in_the_outputs(name):
     loss, outputs, target = given(name)
     total = lambda o: loss.total(o, target)
-    if name == "nll": total = lambda o: nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum")(o, target)  # same function on log-probabilities
+    if name == "nll":
+        total = lambda o: nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum")(o,
+                target)  # same function on log-probabilities
     H, v = second_derivative(total, outputs), randn(*outputs.shape, seed=8)
     got = loss.output_hessian(outputs, target, v).reshape(N, -1)
     assert torch.allclose(got, torch.einsum("bij,bj->bi", H, v.reshape(N, -1)), rtol=1e-10, atol=1e-13)
@@ -75,7 +77,8 @@ def test_drawn_scores_have_the_second_derivative_for_their_mean(name):
     assert ((rows.mean(0) - H.reshape(rows.shape[1:])).abs() <= 6 * error + 1e-12).all()
 
 
-@pytest.mark.parametrize("name", ["plain", "weights, gaps, smoothing", "tokens", "squared", "one logit", "several labels"])
+@pytest.mark.parametrize("name", ["plain", "weights, gaps, smoothing", "tokens", "squared", "one logit",
+                                  "several labels"])
 def test_scores_of_the_targets_are_the_gradients_of_their_terms(name):
     "Each divided by the root of how often the label counts."
     loss, outputs, target = given(name)
@@ -96,7 +99,8 @@ def test_residual_is_the_gradient_for_the_label(name):
     loss, outputs, _ = given(name)
     labels = torch.arange(N) % loss.n_classes(outputs)
     out = outputs.clone().requires_grad_()
-    total = nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum") if name == "nll" else loss.total  # of log-probabilities, the same
+    total = nn.CrossEntropyLoss(weight=WEIGHT,
+                                reduction="sum") if name == "nll" else loss.total  # of log-probabilities, the same
     r, = torch.autograd.grad(total(out, loss.target(labels, out)), out)
     unit, log_norm = loss.residual(outputs, labels)
     scale = log_norm.exp().reshape(-1, *[1] * (outputs.ndim - 1))
@@ -118,19 +122,23 @@ def test_one_logit_is_two():
 @pytest.mark.parametrize("name", ["squared", "several labels"])
 def test_what_has_no_class_says_so(name):
     loss, outputs, _ = given(name)
-    for call in (lambda: loss.logits(outputs), lambda: loss.predictions(outputs), lambda: loss.n_classes(outputs), lambda: loss.residual(outputs, Y)):
-        with pytest.raises(TypeError, match=r"no classes here \(a regression, or several labels.*spectrum, trace"): call()
+    for call in (lambda: loss.logits(outputs), lambda: loss.predictions(outputs), lambda: loss.n_classes(outputs),
+                 lambda: loss.residual(outputs, Y)):
+        with pytest.raises(TypeError, match=r"no classes here \(a regression, or several labels.*spectrum, trace"):
+            call()
 
 
 def test_squared_error_with_one_hot_rows_has_classes():
     rows = F.one_hot(Y, C).double()
     loss = as_loss("mse_loss").specialise(Z, rows)
     assert torch.equal(loss.predictions(Z), Z.argmax(1))
-    assert not as_loss("mse_loss").specialise(Z, 2 * rows).one_hot and not as_loss("mse_loss").specialise(Z[:, :1], rows[:, :1]).one_hot
+    assert not as_loss("mse_loss").specialise(Z, 2 * rows).one_hot and not as_loss("mse_loss").specialise(Z[:, :1],
+            rows[:, :1]).one_hot
 
 
 def test_scores_are_refused_without_a_likelihood():
-    with pytest.raises(TypeError, match="Gauss-Newton matrix, or override Loss.score"): as_loss(CASES["a function"][0]).score(Z, Y)
+    with pytest.raises(TypeError, match="Gauss-Newton matrix, or override Loss.score"):
+        as_loss(CASES["a function"][0]).score(Z, Y)
     with pytest.raises(NotImplementedError): Loss().total(Z, Y)
 
 

@@ -13,8 +13,10 @@ NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
 @pytest.mark.parametrize("params, expected", [
-    (None, NAMES), ("*", NAMES), ("2.*", NAMES[2:]), ("*.weight", NAMES[::2]), (["*.bias", "0.weight"], ["0.weight", "0.bias", "2.bias"]),
-    (("2.bias", "0.bias"), ["0.bias", "2.bias"]), (lambda n, p: p.ndim == 1, NAMES[1::2]), (iter(["0.*"]), NAMES[:2]), ("[02].weight", NAMES[::2]),
+    (None, NAMES), ("*", NAMES), ("2.*", NAMES[2:]), ("*.weight", NAMES[::2]),
+    (["*.bias", "0.weight"], ["0.weight", "0.bias", "2.bias"]),
+    (("2.bias", "0.bias"), ["0.bias", "2.bias"]), (lambda n, p: p.ndim == 1, NAMES[1::2]), (iter(["0.*"]), NAMES[:2]),
+    ("[02].weight", NAMES[::2]),
 ])
 def test_patterns(params, expected):
     model = mlp()
