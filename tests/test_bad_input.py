@@ -1,4 +1,4 @@
-"Bad input is refused before any work, saying what was found, what was expected and what to do; nothing of the user's changes."
+"Bad input is refused before any work: what was found, what was expected, what to do; nothing of the user's changes."
 import re
 
 import numpy as np
@@ -200,7 +200,8 @@ def test_integer_parameters():
 
 @pytest.mark.parametrize("loss, error, message", [
     ("crossentropy", ValueError, r"'crossentropy' is not known; give one of \['binary_cross_entropy_with_logits', "
-                                 r"'cross_entropy', 'mse_loss', 'nll_loss'\]"), (3, TypeError, "loss must be .* got int"), (None, TypeError, "got NoneType"),
+                                 r"'cross_entropy', 'mse_loss', 'nll_loss'\]"),
+    (3, TypeError, "loss must be .* got int"), (None, TypeError, "got NoneType"),
     (lambda o, t: F.cross_entropy(o, t), ValueError,
      r"one value per example, first dimension .*got shape \(\); use reduction='none'"),
     (lambda o, t: 1., ValueError, "got float"), (lambda o, t: F.cross_entropy(o, t, reduction="none").log() / 0,
