@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ok
+# another processor's kernels, emulated: the same seed then trains another network
+OTHER := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: run test test-all bench lab docs readme check hooks clean
+.PHONY: run test test-all test-other export bench lab docs readme check lint types coverage hooks clean
 
 $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +24,14 @@ test-all: $(READY)  ## everything
 	$(BIN)/nbdev_test --n_workers 2 --flags slow
 	$(BIN)/python -m pytest -q tests --runslow
 
+test-other: $(READY)  ## tutorials and numerical tests, with the kernels of another processor
+	$(OTHER) OMP_NUM_THREADS=1 bash .ci/other
+
+export: $(READY)  ## hessnb/ from the notebooks, and the stub from the table of names
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+	$(BIN)/python .ci/stub.py
+
 bench: $(READY)  ## the same eigenpairs from the peers, which go into an environment of their own
 	$(PYTHON) -m venv --clear .bench/venv
 	$(BIN)/python -c 'import os, sysconfig; print(sysconfig.get_paths()["purelib"]); print(os.getcwd())' > "$$(echo .bench/venv/lib/python*/site-packages)/hessnb.pth"
@@ -37,11 +47,24 @@ docs: $(READY)  ## the documentation site, in _docs; needs no network
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/python .ci/render_readme.py
 
-check: $(READY)  ## is the tree clean, exported and up to date?
+check: $(READY)  ## is the tree clean, exported, in order and up to date?
 	bash .ci/check
 
-hooks: $(READY)  ## git-friendly notebooks: clean on commit, merge by cells
+lint: $(READY)  ## formatting, and the structure that .ci/house.py looks after
+	$(BIN)/ruff check .
+	$(BIN)/python .ci/house.py
+
+types: $(READY)  ## what users see of the package, to a type checker
+	$(BIN)/mypy
+
+coverage: $(READY)  ## which lines the tests run; the page is htmlcov/index.html
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q tests
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage html -q
+	$(BIN)/coverage report --format=total
+
+hooks: $(READY)  ## git-friendly notebooks (clean on commit, merge by cells) and the checks of .pre-commit-config.yaml
 	$(BIN)/nbdev_install_hooks
 
 clean:
-	rm -rf $(VENV) build dist _docs *.egg-info
+	rm -rf $(VENV) build dist _docs htmlcov .mypy_cache .ruff_cache .coverage* *.egg-info

@@ -24,10 +24,13 @@ setup(
     url=cfg["git_url"],
     keywords=cfg["keywords"].split(),
     classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research",
-                 "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering"],
+                 "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering", "Typing :: Typed"],
     packages=[*find_packages(include=["hessnb", "hessnb.*"]), "hessnb.tutorials"],
     package_dir={"hessnb.tutorials": "nbs"},  # what `hessnb lab` copies
-    package_data={"hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "paper/05_study.ipynb", "results/*"]},
+    package_data={
+        "hessnb": ["py.typed", "*.pyi", "**/*.js", "**/*.css", "**/*.html", "**/*.json", "**/*.safetensors"],
+        "hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "paper/*_study.ipynb", "results/*"],
+    },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

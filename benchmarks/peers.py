@@ -1,4 +1,4 @@
-"""The same eigenpairs from hessnb and from its peers: seconds, memory, products, and the true residual of what each returned.
+"""The same eigenpairs from hessnb and from its peers: seconds, memory, products, and the true residual of each answer.
 
     make bench                                       everything
     python benchmarks/peers.py --quick               small problems, few repetitions
@@ -6,11 +6,15 @@
     python benchmarks/peers.py --summary             tables and plot from the rows that are there
     python benchmarks/peers.py --device cuda --out benchmarks/results/gpu
 
-On a CPU every run is a process of its own, forked from one that has imported everything and computed nothing, with the same number of threads; the runs of a problem are interleaved, repetition by repetition.
-A clock covers all that a user waits for: from a model and its data to the eigenvectors. Short runs are made twice in the process and the second one counts, because the first loads code; its time is
-kept as `cold`. Long ones are repeated less often: see `ENOUGH`. Memory is the growth of the process's high-water mark over the first, on a GPU that of torch's allocator. Afterwards, outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are
-computed in float64 with products by plain double backward, lambda being their Rayleigh quotient, and the worst one is kept: a solver is compared only where it reached the goal. Rows go to `peers.jsonl` in
-`--out`; the benchmark goes on where it was stopped. Remove rows to measure them again.
+On a CPU every run is a process of its own, forked from one that has imported everything and computed nothing, with the
+same number of threads; the runs of a problem are interleaved, repetition by repetition. A clock covers all that a user
+waits for: from a model and its data to the eigenvectors. Short runs are made twice in the process and the second one
+counts, because the first loads code; its time is kept as `cold`. Long ones are repeated less often: see `ENOUGH`.
+Memory is the growth of the process's high-water mark over the first, on a GPU that of torch's allocator. Afterwards,
+outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are computed in float64 with
+products by plain double backward, lambda being their Rayleigh quotient, and the worst one is kept: a solver is compared
+only where it reached the goal. Rows go to `peers.jsonl` in `--out`; the benchmark goes on where it was stopped. Remove
+rows to measure them again.
 """
 import argparse
 import copy
@@ -40,18 +44,20 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hessnb.curvature import lanczos, operator
 from hessnb.boundary.alignment import align
-from hessnb.paper.data import load_data
-from hessnb.curvature.lanczos import eigenpairs_until, top_eigenpairs
+from hessnb.curvature import lanczos, operator
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.lowrank import nonzero_eigenpairs
-from hessnb.paper.minima import cnn, lenet5, mlp, resnet18
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator
+from hessnb.curvature.top import eigenpairs_until, top_eigenpairs
+from hessnb.paper.data import load_data
+from hessnb.paper.networks import cnn, lenet5, mlp, resnet18
 
-FLOOR = {"float32": 1e-4, "float64": 0.}  # float32 products are not exact enough for a smaller true residual, whoever computes
+# float32 products are not exact enough for a smaller true residual, whoever computes
+FLOOR = {"float32": 1e-4, "float64": 0.}
 WARM = 5.  # seconds; a solver that is done sooner is asked twice, and the second time counts: the first one loads code
-ENOUGH = 20.  # seconds; once a solver's runs on a problem add up to this, it is not repeated; neither is one that is far from the goal
+# seconds; once a solver's runs on a problem add up to this, it is not repeated; nor is one that is far from the goal
+ENOUGH = 20.
 
 
 @dataclass(frozen=True)
@@ -65,9 +71,11 @@ class Problem:
     device: str = "cpu"
 
     @property
-    def key(self) -> str: return f"{self.network}-N{self.n}-k{self.k}-tol{self.tol:g}-{self.dtype}" + (f"-{self.device}" if self.device != "cpu" else "")
-    @property
-    def goal(self) -> float: return max(1.5 * self.tol, FLOOR[self.dtype])  # worst true relative residual; ARPACK's own estimates are that exact
+    def key(self) -> str:
+        place = f"-{self.device}" if self.device != "cpu" else ""
+        return f"{self.network}-N{self.n}-k{self.k}-tol{self.tol:g}-{self.dtype}{place}"
+    @property  # worst true relative residual; ARPACK's own estimates are that exact
+    def goal(self) -> float: return max(1.5 * self.tol, FLOOR[self.dtype])
 
 
 # networks and data
@@ -110,7 +118,8 @@ def encoder() -> nn.Module:
         return Encoder()
 
 
-NETWORKS: dict[str, tuple[Callable, Callable, int]] = {  # model, data of n examples, steps of full-batch Adam before the measurement
+# model, data of n examples, steps of full-batch Adam before the measurement
+NETWORKS: dict[str, tuple[Callable, Callable, int]] = {
     "mlp": (lambda: mlp(2, 3), gauss, 200),
     "cnn": (lambda: cnn(3), lambda n: digits("mnist017", n), 40),
     "lenet": (lambda: lenet5(10, 1, 28), lambda n: digits("mnist10", n), 40),
@@ -120,9 +129,10 @@ NETWORKS: dict[str, tuple[Callable, Callable, int]] = {  # model, data of n exam
 
 
 def build(problem: Problem, folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
-    "The model, briefly trained on its data (once; then read from a file), and the data, in the precision of the problem."
+    "The model, briefly trained on its data (once; then read from a file), and the data, in the problem's precision."
     make, data, steps = NETWORKS[problem.network]
-    model, (X, y), path = make().eval().to(problem.device), (t.to(problem.device) for t in data(problem.n)), folder / f"{problem.network}-{problem.n}.pt"
+    model, (X, y) = make().eval().to(problem.device), (t.to(problem.device) for t in data(problem.n))
+    path = folder / f"{problem.network}-{problem.n}.pt"
     if path.exists(): model.load_state_dict(torch.load(path, map_location=problem.device))
     else:
         adam = torch.optim.Adam(model.parameters(), 1e-3)
@@ -170,8 +180,10 @@ def backpack(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
     loss = F.cross_entropy(model(X), y)
     grads = torch.autograd.grad(loss, params, create_graph=True)
     def product(v):
-        parts = [part.view_as(p) for part, p in zip(torch.from_numpy(v).to(X.device).split([p.numel() for p in params]), params)]
-        return torch.cat([h.reshape(-1) for h in hessian_vector_product(loss, params, parts, grad_params=grads)]).cpu().numpy()
+        parts = [part.view_as(p) for part, p in zip(torch.from_numpy(v).to(X.device).split([p.numel() for p in params]),
+                                                    params)]
+        return torch.cat([h.reshape(-1)
+                          for h in hessian_vector_product(loss, params, parts, grad_params=grads)]).cpu().numpy()
     return arpack(problem, product, sum(p.numel() for p in params), seed)
 
 
@@ -192,7 +204,9 @@ def pyhessian(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
         return product(*args)
     peer.hessian_vector_product = counted
     torch.manual_seed(seed)
-    try: _, vectors = peer.hessian(model, nn.CrossEntropyLoss(), data=(X, y), cuda=X.is_cuda).eigenvalues(maxIter=100, tol=problem.tol, top_n=problem.k)
+    try:
+        found = peer.hessian(model, nn.CrossEntropyLoss(), data=(X, y), cuda=X.is_cuda)
+        _, vectors = found.eigenvalues(maxIter=100, tol=problem.tol, top_n=problem.k)
     finally: peer.hessian_vector_product = product
     model.zero_grad(set_to_none=True)
     return torch.stack([torch.cat([p.reshape(-1) for p in v]) for v in vectors]).detach(), count[0]
@@ -200,7 +214,8 @@ def pyhessian(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
 
 SOLVERS = {
     "hessnb": ours, "hessnb, no probe": lambda *args: ours(*args, miss_probability=1),
-    "curvlinops + SciPy": curvlinops, "BackPACK + SciPy": backpack, "hessian-eigenthings": eigenthings, "PyHessian": pyhessian,
+    "curvlinops + SciPy": curvlinops, "BackPACK + SciPy": backpack, "hessian-eigenthings": eigenthings,
+           "PyHessian": pyhessian,
 }
 STEPS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # times (k + 10), tried for hessian-eigenthings
 
@@ -222,7 +237,9 @@ def residuals(problem: Problem, model: nn.Module, X: Tensor, y: Tensor, vectors:
     "True relative residuals in float64, by double backward."
     model, X = copy.deepcopy(model).double(), X.double() if X.is_floating_point() else X
     params, relative = list(model.parameters()), []
-    with sdpa_kernel(SDPBackend.MATH): g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(model(X), y), params, create_graph=True)])
+    with sdpa_kernel(SDPBackend.MATH):
+        g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(model(X), y),
+            params, create_graph=True)])
     for v in vectors.double():
         v = v / v.norm()
         w = torch.cat([p.reshape(-1) for p in torch.autograd.grad(g, params, v, retain_graph=True)])
@@ -247,9 +264,12 @@ def once(problem: Problem, solver: str, seed: int, data: tuple, steps: int | Non
         seconds, peak = cold, memory(problem.device) - before
         if twice and cold < WARM and peak < 4 * 2**30: vectors, n_products, seconds = timed()
     vectors = vectors.to(problem.device)
-    overlap = (vectors.double() @ vectors.double().T - torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)).abs().max().item()
-    return dict(seconds=seconds, cold=cold, mib=peak / 2**20, products=n_products, residual=max(residuals(problem, model, X, y, vectors)), overlap=overlap, n_params=vectors.shape[1], threads=torch.get_num_threads(),
-                **(dict(machine=f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU cores, torch {torch.__version__}") if X.is_cuda else {}))
+    overlap = (vectors.double() @ vectors.double().T -
+               torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)).abs().max().item()
+    place = dict(machine=f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU cores, torch {torch.__version__}")
+    return dict(seconds=seconds, cold=cold, mib=peak / 2**20, products=n_products,
+                residual=max(residuals(problem, model, X, y, vectors)), overlap=overlap, n_params=vectors.shape[1],
+                threads=torch.get_num_threads(), **(place if X.is_cuda else {}))
 
 
 def ready(problem: Problem, folder: Path) -> tuple:
@@ -261,11 +281,13 @@ def ready(problem: Problem, folder: Path) -> tuple:
     return model, X, y
 
 
-def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | None) -> dict: return once(problem, solver, seed, ready(problem, folder), steps, True)
+def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | None) -> dict:
+    return once(problem, solver, seed, ready(problem, folder), steps, True)
 
 
 def together(problem: Problem, folder: Path, solvers: list[str], repetitions: int) -> Iterator[dict]:
-    "All runs of a problem in this process, interleaved: on a GPU a process takes seconds to begin, and torch can tell the memory of each run. The first run of each solver loads code and does not count."
+    """All runs of a problem in this process, interleaved: on a GPU a process takes seconds to begin, and torch can tell
+    the memory of each run. The first run of each solver loads code and does not count."""
     torch.backends.cudnn.allow_tf32 = False  # or the products of the peers are not exact enough
     data, spent = ready(problem, folder), dict.fromkeys(solvers, 0.)
     def attempt(solver, seed, steps=None):
@@ -281,7 +303,9 @@ def together(problem: Problem, folder: Path, solvers: list[str], repetitions: in
     for repetition in range(-1, repetitions):
         for solver in solvers:
             if spent[solver] > ENOUGH: continue
-            result = dict(failed="no number of steps of the ladder reached the goal") if solver == "hessian-eigenthings" and steps is None else attempt(solver, max(repetition, 0), steps)
+            hopeless = solver == "hessian-eigenthings" and steps is None
+            result = dict(failed="no number of steps of the ladder reached the goal") if hopeless else \
+                attempt(solver, max(repetition, 0), steps)
             if repetition >= 0 or "failed" in result: spent[solver] += result.get("seconds", math.inf)
             if repetition >= 0 or "failed" in result: yield dict(solver=solver, repetition=max(repetition, 0), **result)
 
@@ -301,7 +325,8 @@ class Rows:
 
 def load_peers() -> None:
     "Import what the solvers need, so that no clock sees it."
-    for name in ("curvlinops", "backpack.hessianfree.hvp", "hessian_eigenthings", "pyhessian"): importlib.import_module(name)
+    for name in ("curvlinops", "backpack.hessianfree.hvp", "hessian_eigenthings", "pyhessian"):
+        importlib.import_module(name)
 
 
 def child(args: argparse.Namespace, fn: Callable, *what) -> dict:
@@ -322,13 +347,16 @@ def child(args: argparse.Namespace, fn: Callable, *what) -> dict:
 
 
 def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int | None:
-    "The fewest steps of a ladder with which hessian-eigenthings reaches the goal; looked for once, outside the clock, in its favour. None if none does."
+    """The fewest steps of a ladder with which hessian-eigenthings reaches the goal; None if none does. Looked for once,
+    outside the clock, in its favour."""
     for factor in STEPS:
         steps = round(factor * (problem.k + 10))
         found = rows.find(part="steps", problem=problem.key, steps=steps)
-        row = found[0] if found else rows.add(part="steps", problem=problem.key, steps=steps, **child(args, run, problem, "hessian-eigenthings", 0, args.work, steps))
+        row = found[0] if found else rows.add(part="steps", problem=problem.key, steps=steps,
+                                              **child(args, run, problem, "hessian-eigenthings", 0, args.work, steps))
         if "failed" in row: return None
-        if row["residual"] <= problem.goal / 10 and row["overlap"] < .1: return steps  # other starts take a step or two more
+        # other starts take a step or two more
+        if row["residual"] <= problem.goal / 10 and row["overlap"] < .1: return steps
     return None
 
 
@@ -336,10 +364,13 @@ def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> No
     "All runs that have no row yet; a solver that failed once is not tried again on that problem."
     for problem in problems:
         if problem.device != "cpu":
-            solvers = [s for s in args.solvers if s != "PyHessian" and (s != "hessnb, no probe" or problem.network == "mlp") and not rows.find(part="pairs", problem=problem.key, solver=s)]
+            solvers = [s for s in args.solvers if s != "PyHessian"
+                       and (s != "hessnb, no probe" or problem.network == "mlp")
+                       and not rows.find(part="pairs", problem=problem.key, solver=s)]
             for result in together(problem, args.work, solvers, args.repetitions) if solvers else ():
                 row = rows.add(part="pairs", problem=problem.key, **asdict(problem), **result)
-                print(problem.key, {k: row[k] for k in ("solver", "seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
+                print(problem.key, {k: row[k] for k in ("solver", "seconds", "mib", "products", "residual", "failed")
+                                    if k in row}, flush=True)
             continue
         child(args, lambda problem=problem: bool(build(problem, args.work)))
         steps = enough_steps(args, rows, problem) if "hessian-eigenthings" in args.solvers else None
@@ -348,14 +379,20 @@ def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> No
                 key = dict(part="pairs", problem=problem.key, solver=solver)
                 if rows.find(**key, repetition=repetition) or any("failed" in r for r in rows.find(**key)): continue
                 done = rows.find(**key)
-                if sum(r["seconds"] for r in done) > ENOUGH or any(r["residual"] > 10 * problem.goal for r in done): continue
+                if sum(r["seconds"] for r in done) > ENOUGH or any(r["residual"] > 10 * problem.goal for r in done):
+                    continue
                 if solver == "hessnb, no probe" and problem.network != "mlp": continue
-                if solver == "hessian-eigenthings" and steps is None: result = dict(failed="no number of steps of the ladder reached the goal")
-                elif solver == "PyHessian" and problem.dtype == "float64": result = dict(failed="its vectors are float32")
-                elif solver == "PyHessian" and (problem.k > 5 and problem.network != "mlp" or problem.network == "resnet"): result = dict(failed="not run: up to 100 k products")
+                if solver == "hessian-eigenthings" and steps is None:
+                    result = dict(failed="no number of steps of the ladder reached the goal")
+                elif solver == "PyHessian" and problem.dtype == "float64":
+                    result = dict(failed="its vectors are float32")
+                elif solver == "PyHessian" and (problem.k > 5 and problem.network != "mlp"
+                                                or problem.network == "resnet"):
+                    result = dict(failed="not run: up to 100 k products")
                 else: result = child(args, run, problem, solver, repetition, args.work, steps or 0)
                 row = rows.add(**key, repetition=repetition, **asdict(problem), **result)
-                print(problem.key, solver, repetition, {k: row[k] for k in ("seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
+                print(problem.key, solver, repetition,
+                      {k: row[k] for k in ("seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
 
 
 # what is not a search for the largest pairs
@@ -377,8 +414,11 @@ def products(network: str, n: int, dtype: str, folder: Path) -> dict:
     model, X, y = build(Problem(network, n, dtype=dtype), folder)
     objective = Objective(model, (X, y))
     v, result = torch.randn(objective.n_params, dtype=objective.dtype), dict(gradient=each_ms(objective.grad))
-    for product in ("graph", "replay"): result[product] = each_ms(lambda op=HessianOperator(objective, product=product): op.matvec(v))
-    return result | dict(recomputed=each_ms(lambda op=HessianOperator(objective, memory_budget=0, product="graph"): op.matvec(v)), n_params=objective.n_params)
+    for name, kind in dict(graph=dict(product="graph"), replay=dict(product="replay"),
+                           recomputed=dict(memory_budget=0, product="graph")).items():
+        op = HessianOperator(objective, **kind)
+        result[name] = each_ms(lambda: op.matvec(v))
+    return result | dict(n_params=objective.n_params)
 
 
 class Stopwatch:
@@ -398,12 +438,12 @@ class Stopwatch:
         try: yield
         finally: self.switch(self.open.pop)
 
-    def watch(self, cls: type, method: str, name: Callable[[], str]) -> None:
-        "Every call of this method becomes a part of its own."
-        original = getattr(cls, method)
+    def watch(self, owner: object, method: str, name: Callable[[], str]) -> None:
+        "Every call of this method of a class, or function of a module, becomes a part of its own."
+        original = getattr(owner, method)
         def call(*args, **kwargs):
             with self.part(name()): return original(*args, **kwargs)
-        setattr(cls, method, call)
+        setattr(owner, method, call)
 
 
 def profile(network: str, n: int, k: int, tol: float, dtype: str, folder: Path) -> dict:
@@ -414,7 +454,8 @@ def profile(network: str, n: int, k: int, tol: float, dtype: str, folder: Path) 
     for method in ("_choose", "in_single"): clock.watch(HessianOperator, method, lambda: "recording")
     clock.watch(lanczos._Search, "look_beyond", lambda: "probe")
     for method in ("certify", "polish"): clock.watch(lanczos._Search, method, lambda: "checks")
-    for cls in (HessianOperator, operator._Single): clock.watch(cls, "_product", lambda: "recording" if phase() == "recording" else f"{phase()} products")
+    for cls in (HessianOperator, operator._Single):
+        clock.watch(cls, "_product", lambda: "recording" if phase() == "recording" else f"{phase()} products")
     def once():
         with clock.part("set-up"): op = HessianOperator(Objective(model, (X, y)))
         with clock.part("search"): top_eigenpairs(op, k, tol=tol)
@@ -429,7 +470,8 @@ def profile(network: str, n: int, k: int, tol: float, dtype: str, folder: Path) 
 
 
 def all_pairs(folder: Path) -> dict:
-    "Every eigenpair above rounding of the small network: in blocks, by one-vector Lanczos, and from the dense matrix (made by the same block products) with `eigh`."
+    """Every eigenpair above rounding of the small network: in blocks, by one-vector Lanczos, and with `eigh` from the
+    dense matrix, which the same block products make."""
     model, X, y = build(Problem("mlp", 150, dtype="float64"), folder)
     objective = Objective(model, (X, y))
     def timed(fn): return (start := time.perf_counter(), fn(), time.perf_counter() - start)[1:]
@@ -442,30 +484,40 @@ def all_pairs(folder: Path) -> dict:
     (values, _), eigh_seconds = timed(lambda: torch.linalg.eigh(A))
     nonzero = values[values.abs() > 1e-8 * values.abs().max()]
     same = len(nonzero) == len(pairs)
-    return dict(dense=dense_seconds + eigh_seconds, to_dense=dense_seconds, hessnb=seconds, lanczos=lanczos_seconds, nonzero=len(nonzero), found=len(pairs), found_lanczos=int((one_by_one.values.abs() > 1e-8 * size).sum()),
-                difference=(pairs.values.sort().values - nonzero).abs().max().item() / size if same else None, residual=pairs.relative_residuals.max().item(), products=pairs.n_matvecs + pairs.n_certify, products_lanczos=one_by_one.n_matvecs + one_by_one.n_certify)
+    return dict(dense=dense_seconds + eigh_seconds, to_dense=dense_seconds, hessnb=seconds, lanczos=lanczos_seconds,
+                nonzero=len(nonzero), found=len(pairs),
+                found_lanczos=int((one_by_one.values.abs() > 1e-8 * size).sum()),
+                difference=(pairs.values.sort().values - nonzero).abs().max().item() / size if same else None,
+                residual=pairs.relative_residuals.max().item(), products=pairs.n_matvecs + pairs.n_certify,
+                products_lanczos=one_by_one.n_matvecs + one_by_one.n_certify)
 
 
 def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) -> dict:
     "Alignments of `n` points with `k` vectors, and the loop over samples, timed on the first `looped` of them."
     model, X, y = build(Problem("mlp", 150), folder)
     points, objective = torch.randn(n, 2, generator=torch.Generator().manual_seed(1)) * 4, Objective(model, (X, y))
-    V = torch.linalg.qr(torch.randn(objective.n_params, k, generator=torch.Generator().manual_seed(2)))[0].T.contiguous()
+    V = torch.linalg.qr(torch.randn(objective.n_params, k,
+                                    generator=torch.Generator().manual_seed(2)))[0].T.contiguous()
     def loop():
         rows = []
         for x in points[:looped]:
             out = model(x[None])
-            g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(out, out.argmax(1)), list(model.parameters()))])
+            g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(out, out.argmax(1)),
+                list(model.parameters()))])
             rows.append(V @ (g / g.norm()))
         return torch.stack(rows)
     ours = align(objective, points, V)
     ok = ours.grad_norms[:looped] > 1e-4
-    return dict(loop=each_ms(loop) * n / looped, hessnb=each_ms(lambda: align(objective, points, V)), difference=(ours.cosines[:looped] - loop())[ok].abs().max().item())
+    return dict(loop=each_ms(loop) * n / looped, hessnb=each_ms(lambda: align(objective, points, V)),
+                difference=(ours.cosines[:looped] - loop())[ok].abs().max().item())
 
 
 def start_up() -> dict:
     "Seconds to import the package, and torch alone, in fresh processes."
-    took = lambda what: statistics.median([float(subprocess.run([sys.executable, "-c", f"import time; t = time.perf_counter(); import {what}; print(time.perf_counter() - t)"], capture_output=True, text=True).stdout) for _ in range(5)])
+    def took(what):
+        code = f"import time; t = time.perf_counter(); import {what}; print(time.perf_counter() - t)"
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(5)]
+        return statistics.median(float(r.stdout) for r in runs)
     return dict(torch=took("torch"), hessnb=took("hessnb"))
 
 
@@ -484,10 +536,19 @@ def scaling(axis: str, value: int, folder: Path) -> dict:
 
 
 CURVES = dict(N=(250, 500, 1000, 2000, 4000), P=(200, 280, 400, 560, 800, 1100), k=(2, 5, 10, 20, 40, 80))
-EXTRAS = [("products", n, str(size), d) for n, size in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64), ("resnet", 16)) for d in ("float32", "float64")]
-EXTRAS += [("profile", *what) for what in (("mlp", "150", "5", "1e-3", "float32"), ("mlp", "150", "20", "1e-6", "float64"), ("cnn", "450", "5", "1e-3", "float32"), ("cnn", "450", "20", "1e-3", "float32"), ("lenet", "1000", "5", "1e-3", "float32"),
-                                           ("encoder", "64", "5", "1e-3", "float32"), ("encoder", "64", "20", "1e-3", "float32"), ("resnet", "64", "5", "1e-3", "float32"))]  # where fewer than three times a peer's speed is reached
-EXTRAS += [("all_pairs",), ("alignments",), ("start_up",), *(("scaling", axis, str(x)) for axis, xs in CURVES.items() for x in xs)]
+EXTRAS = [("products", n, str(size), d) for n, size in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64),
+                                                        ("resnet", 16)) for d in ("float32", "float64")]
+EXTRAS += [("profile", *what) for what in (("mlp", "150", "5", "1e-3", "float32"),
+                                           ("mlp", "150", "20", "1e-6", "float64"),
+                                           ("cnn", "450", "5", "1e-3", "float32"),
+                                           ("cnn", "450", "20", "1e-3", "float32"),
+                                           ("lenet", "1000", "5", "1e-3", "float32"),
+                                           # where fewer than three times a peer's speed is reached
+                                           ("encoder", "64", "5", "1e-3", "float32"),
+                                           ("encoder", "64", "20", "1e-3", "float32"),
+                                           ("resnet", "64", "5", "1e-3", "float32"))]
+EXTRAS += [("all_pairs",), ("alignments",), ("start_up",),
+           *(("scaling", axis, str(x)) for axis, xs in CURVES.items() for x in xs)]
 
 
 def extra(name: str, *rest: str, folder: Path) -> dict:
@@ -503,8 +564,10 @@ def extra(name: str, *rest: str, folder: Path) -> dict:
 def medians(rows: Rows) -> Iterator[dict]:
     "For every problem and solver: median and spread of the repetitions."
     measured = rows.find(part="pairs")
-    first = {r["problem"]: (list(NETWORKS).index(r["network"]), r["n"], r["dtype"], -r["tol"], r["k"]) for r in measured}
-    for problem, solver in sorted({(r["problem"], r["solver"]) for r in measured}, key=lambda key: (first[key[0]], list(SOLVERS).index(key[1]))):
+    first = {r["problem"]: (list(NETWORKS).index(r["network"]), r["n"], r["dtype"], -r["tol"], r["k"])
+             for r in measured}
+    for problem, solver in sorted({(r["problem"], r["solver"]) for r in measured},
+                                  key=lambda key: (first[key[0]], list(SOLVERS).index(key[1]))):
         found = rows.find(part="pairs", problem=problem, solver=solver)
         failed = [r["failed"] for r in found if "failed" in r]
         if failed:
@@ -512,39 +575,57 @@ def medians(rows: Rows) -> Iterator[dict]:
             continue
         p = Problem(**{k: found[0][k] for k in asdict(Problem("", 0)) if k in found[0]})
         seconds = [r["seconds"] for r in found]
-        yield dict(problem=problem, solver=solver, **asdict(p), n_params=found[0]["n_params"], runs=len(found), threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds), cold=statistics.median(r["cold"] for r in found),
-                   mib=statistics.median(r["mib"] for r in found), products=statistics.median(r["products"] for r in found), residual=max(r["residual"] for r in found),
-                   overlap=max(r["overlap"] for r in found), reached=all(r["residual"] <= p.goal and r["overlap"] < .1 for r in found))
+        yield dict(problem=problem, solver=solver, **asdict(p), n_params=found[0]["n_params"], runs=len(found),
+                   threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds),
+                   cold=statistics.median(r["cold"] for r in found),
+                   mib=statistics.median(r["mib"] for r in found),
+                   products=statistics.median(r["products"] for r in found), residual=max(r["residual"] for r in found),
+                   overlap=max(r["overlap"] for r in found),
+                   reached=all(r["residual"] <= p.goal and r["overlap"] < .1 for r in found))
 
 
 def table(rows: list[dict]) -> str:
     "Markdown: one line for each problem and solver; the last column compares solvers that reached the goal."
-    lines = ["| problem | solver | runs | seconds, median (range) | cold | MiB | products | worst true residual | time against hessnb |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = ["| problem | solver | runs | seconds, median (range) | cold | MiB | products | worst true residual | "
+             "time against hessnb |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     base = {r["problem"]: r["seconds"] for r in rows if r["solver"] == "hessnb" and r.get("reached")}
     for r in rows:
         if "failed" in r:
             lines.append(f"| {r['problem']} | {r['solver']} | | {r['failed']} | | | | | |")
             continue
-        against = f"{r['seconds'] / base[r['problem']]:.2f}" if r["reached"] and r["problem"] in base else "goal not reached"
-        lines.append(f"| {r['problem']} | {r['solver']} | {r['runs']} | {r['seconds']:.3g} ({r['low']:.3g} to {r['high']:.3g}) | {r['cold']:.3g} | {r['mib']:.0f} | {r['products']:.0f} | {r['residual']:.1e} | {against} |")
+        compared = r["reached"] and r["problem"] in base
+        against = f"{r['seconds'] / base[r['problem']]:.2f}" if compared else "goal not reached"
+        lines.append(f"| {r['problem']} | {r['solver']} | {r['runs']} | {r['seconds']:.3g} ({r['low']:.3g} to "
+                     f"{r['high']:.3g}) | {r['cold']:.3g} | {r['mib']:.0f} | {r['products']:.0f} | "
+                     f"{r['residual']:.1e} | {against} |")
     return "\n".join(lines)
 
 
-def exponent(points: list[dict]) -> float: return float(np.polyfit(np.log([p["x"] for p in points]), np.log([p["seconds"] for p in points]), 1)[0])
+def exponent(points: list[dict]) -> float:
+    return float(np.polyfit(np.log([p["x"] for p in points]), np.log([p["seconds"] for p in points]), 1)[0])
 
 
 def summarise(args: argparse.Namespace, rows: Rows) -> None:
     "Write `peers.md`, `peers.json` and `peers.png`."
     pairs, extras = list(medians(rows)), [r for r in rows.find(part="extra") if "failed" not in r]
-    curves = {axis: sorted((r for r in extras if r["name"][:2] == ["scaling", axis]), key=lambda r: r["x"]) for axis in CURVES}
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    curves = {axis: sorted((r for r in extras if r["name"][:2] == ["scaling", axis]), key=lambda r: r["x"])
+              for axis in CURVES}
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+                 platform.machine())
     machines = sorted({r["machine"] for r in rows.rows if "machine" in r})  # on a GPU the rows may come from elsewhere
-    where, how = "; ".join(machines) or f"{os.cpu_count()} cores of {model}, torch {torch.__version__}", "All runs of a problem in one process" if machines else "Every run in a process of its own"
-    lines = [f"Measured on {where}. {how}, interleaved. Threads: {', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.", "", table(pairs), ""]
-    units = dict(products="seconds", all_pairs="seconds, pairs and products", alignments="seconds, largest difference", start_up="seconds")
+    where = "; ".join(machines) or f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
+    how = "All runs of a problem in one process" if machines else "Every run in a process of its own"
+    lines = [f"Measured on {where}. {how}, interleaved. Threads: "
+             f"{', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.",
+             "", table(pairs), ""]
+    units = dict(products="seconds", all_pairs="seconds, pairs and products", alignments="seconds, largest difference",
+                 start_up="seconds")
     for r in extras:
-        if r["name"][0] not in ("scaling", "profile"): lines.append(f"- {' '.join(r['name'])} ({units[r['name'][0]]}): " + ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
-    lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})" for axis, points in curves.items() if len(points) > 2]
+        if r["name"][0] not in ("scaling", "profile"):
+            lines.append(f"- {' '.join(r['name'])} ({units[r['name'][0]]}): " +
+                         ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
+    lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})"
+              for axis, points in curves.items() if len(points) > 2]
     lines += ["", *profiles([r for r in extras if r["name"][0] == "profile"])]
     (args.out / "peers.md").write_text("\n".join(lines) + "\n")
     (args.out / "peers.json").write_text(json.dumps(dict(machine=where, pairs=pairs, extras=extras), indent=1) + "\n")
@@ -556,26 +637,32 @@ def profiles(rows: list[dict]) -> list[str]:
     "Markdown: for every profiled search, the seconds of each part, with its number of products."
     if not rows: return []
     parts = ("set-up", "recording", "search products", "probe products", "checks products")
-    lines = ["Where the time of a search goes (mean; in brackets the number of products; algebra is all that is not in another column):", "",
-             "| search | seconds | " + " | ".join(p.replace("checks products", "products of the certificate") for p in parts) + " | algebra | product / gradient |", "| --- " * (len(parts) + 4) + "|"]
+    lines = ["Where the time of a search goes (mean; in brackets the number of products; algebra is all that is not "
+             "in another column):", "",
+             "| search | seconds | " + " | ".join(p.replace("checks products", "products of the certificate")
+                                                  for p in parts) + " | algebra | product / gradient |",
+             "| --- " * (len(parts) + 4) + "|"]
     for r in rows:
         r = r | dict(recording=r.get("recording", 0.) + r.get("recording products", 0.))  # of earlier rows
         shown = [f"{r.get(p, 0.):.3g}" + (f" ({r[f'n {p}']:.3g})" if r.get(f"n {p}") else "") for p in parts]
         n, took = (sum(r.get(key + p, 0.) for p in parts[2:]) for key in ("n ", ""))
         network, size, k, tol, dtype = r["name"][1:]
-        lines.append(f"| {network}, N={int(size):,}, k={k}, tol={tol}, {dtype} | {r['total']:.3g} | {' | '.join(shown)} | {r['total'] - sum(r.get(p, 0.) for p in parts):.3g} | {took / n / r['gradient']:.3g} |")
+        lines.append(f"| {network}, N={int(size):,}, k={k}, tol={tol}, {dtype} | {r['total']:.3g} | "
+                     f"{' | '.join(shown)} | {r['total'] - sum(r.get(p, 0.) for p in parts):.3g} | "
+                     f"{took / n / r['gradient']:.3g} |")
     return [*lines, ""]
 
 
 def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
-    "Left: every solver's time over hessnb's where both reached the goal. Right: seconds over N, P and k, with the fitted exponent."
+    "Left: every solver's time over hessnb's where both reached the goal. Right: seconds over N, P, k, with exponents."
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import matplotlib.ticker
     base = {r["problem"]: r for r in rows if r["solver"] == "hessnb" and r.get("reached")}
     if not base: return
-    names, solvers = list(base), [s for s in SOLVERS if s != "hessnb" and any(r["solver"] == s and r.get("reached") for r in rows)]
+    names, solvers = list(base), [s for s in SOLVERS if s != "hessnb"
+                                  and any(r["solver"] == s and r.get("reached") for r in rows)]
     shown = {axis: points for axis, points in curves.items() if len(points) > 2}
     fig = plt.figure(figsize=(10 if shown else 7, 1.4 + .27 * len(names)), layout="constrained")
     left, *right = fig.subfigures(1, 2, width_ratios=[2.6, 1]) if shown else [fig]
@@ -583,12 +670,15 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
     ax.axvline(1, color="k", lw=1)
     for solver, marker in zip(solvers, "|osD^"):
         mine = [r for r in rows if r["solver"] == solver and r.get("reached") and r["problem"] in base]
-        ax.plot([r["seconds"] / base[r["problem"]]["seconds"] for r in mine], [names.index(r["problem"]) for r in mine], marker, ms=7 if marker == "|" else 5, alpha=.8, label=solver)
+        ax.plot([r["seconds"] / base[r["problem"]]["seconds"] for r in mine], [names.index(r["problem"]) for r in mine],
+                marker, ms=7 if marker == "|" else 5, alpha=.8, label=solver)
     labels = []
     for name in names:
         p = Problem(**{k: base[name][k] for k in asdict(Problem("", 0))})
         labels.append(f"{p.network}, N={p.n:,}, k={p.k}, tol={p.tol:g}, {p.dtype}: {base[name]['seconds']:.3g} s")
-    ax.set(yticks=range(len(names)), yticklabels=labels, xscale="log", xlabel="time relative to hessnb (left of the line: faster)", title="The same eigenpairs, at equal true residual")
+    ax.set(yticks=range(len(names)), yticklabels=labels, xscale="log",
+           xlabel="time relative to hessnb (left of the line: faster)",
+           title="The same eigenpairs, at equal true residual")
     ax.set_xticks([t for t in (.25, .5, 1, 2, 3, 4, 6, 10, 20, 50) if ax.get_xlim()[0] < t < ax.get_xlim()[1]])
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
@@ -598,7 +688,8 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
     left.legend(fontsize=8, loc="outside lower center", ncols=3)
     for ax, (axis, points) in zip(right[0].subplots(len(shown), 1) if shown else [], shown.items()):
         ax.loglog([p["x"] for p in points], [p["seconds"] for p in points], "o-", ms=4)
-        ax.set(xlabel=dict(N="examples N", P="parameters P", k="pairs k")[axis], ylabel="seconds", title=f"{'search' if axis == 'k' else 'product'}: {axis}$^{{{exponent(points):.2f}}}$")
+        ax.set(xlabel=dict(N="examples N", P="parameters P", k="pairs k")[axis], ylabel="seconds",
+               title=f"{'search' if axis == 'k' else 'product'}: {axis}$^{{{exponent(points):.2f}}}$")
         for side in (ax.xaxis, ax.yaxis): side.set_minor_formatter(matplotlib.ticker.NullFormatter())
     fig.savefig(path, dpi=100)
     plt.close(fig)
@@ -607,16 +698,24 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
 def problems(quick: bool, device: str = "cpu") -> list[Problem]:
     "The list of the benchmark, from small to large."
     if device != "cpu":
-        out = [Problem(net, n, 5) for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64), ("lenet", 5000), ("resnet", 64))]
+        out = [Problem(net, n, 5) for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000), ("encoder", 64),
+                                                 ("lenet", 5000), ("resnet", 64))]
         out += [Problem(net, n, 20) for net, n in (("cnn", 450), ("lenet", 1000), ("encoder", 64))]
-        out += [Problem(net, n, 5, 1e-6, "float64") for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000))] + [Problem("resnet", 256, 5), Problem("resnet", 64, 20)]
+        out += [Problem(net, n, 5, 1e-6, "float64") for net, n in (("mlp", 150), ("cnn", 450), ("lenet", 1000))]
+        out += [Problem("resnet", 256, 5), Problem("resnet", 64, 20)]
         return [replace(p, device=device) for p in out]
-    small, mlp150 = (("mlp", 150), ("cnn", 450), ("lenet", 1000)), [Problem("mlp", 150, k, tol, "float64") for k in (5, 20) for tol in (1e-3, 1e-6)]
-    out = [*(Problem(net, n, 5) for net, n in small), *mlp150, Problem("encoder", 64, 5), *(Problem(net, n, 5, tol, "float64") for tol in (1e-3, 1e-6) for net, n in small[1:])]
-    out += [*(Problem(net, n, 20) for net, n in (*small, ("encoder", 64))), Problem("resnet", 64, 5), Problem("lenet", 5000, 5)]  # float32 allows no true residual of 1e-6
+    small = ("mlp", 150), ("cnn", 450), ("lenet", 1000)
+    mlp150 = [Problem("mlp", 150, k, tol, "float64") for k in (5, 20) for tol in (1e-3, 1e-6)]
+    out = [*(Problem(net, n, 5) for net, n in small), *mlp150, Problem("encoder", 64, 5),
+           *(Problem(net, n, 5, tol, "float64") for tol in (1e-3, 1e-6) for net, n in small[1:])]
+    # float32 allows no true residual of 1e-6
+    out += [*(Problem(net, n, 20) for net, n in (*small, ("encoder", 64))), Problem("resnet", 64, 5),
+            Problem("lenet", 5000, 5)]
     out += [Problem(net, n, 20, tol, "float64") for tol in (1e-6, 1e-3) for net, n in small[1:]]
-    out += [Problem("mlp", 150, 100, tol, dtype) for tol, dtype in ((1e-3, "float32"), (1e-3, "float64"), (1e-6, "float64"))]
-    return [*out, Problem("cnn", 450, 100), Problem("lenet", 5000, 20), Problem("lenet", 1000, 100), Problem("resnet", 64, 20), Problem("resnet", 256, 5)]
+    out += [Problem("mlp", 150, 100, tol, dtype)
+            for tol, dtype in ((1e-3, "float32"), (1e-3, "float64"), (1e-6, "float64"))]
+    return [*out, Problem("cnn", 450, 100), Problem("lenet", 5000, 20), Problem("lenet", 1000, 100),
+            Problem("resnet", 64, 20), Problem("resnet", 256, 5)]
 
 
 def main() -> None:
@@ -629,7 +728,8 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--device", default="cpu", help="cuda: a shorter list of problems, on a GPU")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--limit", type=float, default=1800, help="seconds for one run; a solver that exceeds it is not tried again")
+    parser.add_argument("--limit", type=float, default=1800,
+                        help="seconds for one run; a solver that exceeds it is not tried again")
     parser.add_argument("--summary", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if args.device != "cpu": torch.set_num_threads(args.threads)
@@ -639,8 +739,10 @@ def main() -> None:
         load_peers()
         measure(args, rows, [p for p in problems(args.quick, args.device) if fits(p.key)])
         for name in EXTRAS:
-            if not fits(" ".join(name)) or args.quick or args.device != "cpu" or rows.find(part="extra", name=list(name)): continue
-            print(rows.add(part="extra", name=list(name), **child(args, lambda name=name: extra(*name, folder=args.work))), flush=True)
+            if not fits(" ".join(name)) or args.quick or args.device != "cpu": continue
+            if rows.find(part="extra", name=list(name)): continue
+            print(rows.add(part="extra", name=list(name),
+                           **child(args, lambda name=name: extra(*name, folder=args.work))), flush=True)
     summarise(args, rows)
 
 

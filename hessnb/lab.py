@@ -14,7 +14,7 @@ from pathlib import Path
 
 # %% ../nbs/lab.ipynb #0ce719c9
 START = "start.ipynb"
-_WANTED = (START, "5*_tutorial_*.ipynb", "paper/05_study.ipynb", "results/*")
+_WANTED = (START, "tutorials/*.ipynb", "paper/*_study.ipynb", "results/*")
 
 def tutorials() -> Path:
     "The folder that the tutorials come from; `FileNotFoundError` if they were not installed."
@@ -30,7 +30,8 @@ def copy_tutorials(
 ) -> tuple[list[Path], list[Path]]:
     "Copy the tutorials and their results; returns what was written and what was kept because it differs."
     source, folder, written, kept = tutorials(), Path(folder).expanduser(), [], []
-    if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file; name a folder for the tutorials")
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; name a folder for the tutorials")
     for path in sorted(p for pattern in _WANTED for p in source.glob(pattern) if p.is_file()):
         target = folder / path.relative_to(source)
         if target.exists() and not force:
@@ -46,7 +47,8 @@ def lab_command(
     folder: str | Path,
 ) -> list[str]:
     "The command that opens the start page of `folder`; `ImportError` if JupyterLab is not installed."
-    if importlib.util.find_spec("jupyterlab") is None: raise ImportError("this needs JupyterLab: pip install 'hessnb[lab]'")
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise ImportError("this needs JupyterLab: pip install 'hessnb[lab]'")
     return [sys.executable, "-m", "jupyterlab", str(Path(folder) / START)]
 
 def open_lab(
@@ -58,5 +60,6 @@ def open_lab(
     "Copy the tutorials to `folder` and open JupyterLab there, until it is closed."
     command = None if copy_only else lab_command(folder)
     written, kept = copy_tutorials(folder, force=force)
-    print(f"{folder}: {len(written)} files written" + (f", {len(kept)} of your own kept ({', '.join(p.name for p in kept[:3])}); --force replaces them" if kept else ""))
+    yours = f", {len(kept)} of your own kept ({', '.join(p.name for p in kept[:3])}); --force replaces them"
+    print(f"{folder}: {len(written)} files written" + (yours if kept else ""))
     return 0 if command is None else subprocess.call(command)

@@ -11,9 +11,11 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-NOT_PRETENDED = "a real GPU takes the place of the pretended one" if torch.cuda.is_available() else ""  # beside CUDA it breaks autograd's streams
+# beside CUDA a pretend device breaks autograd's streams
+NOT_PRETENDED = "a real GPU takes the place of the pretended one" if torch.cuda.is_available() else ""
 try:
-    if not NOT_PRETENDED: import fakegpu  # noqa: F401  here, because the device has to exist before autograd starts its threads
+    if not NOT_PRETENDED:
+        import fakegpu  # noqa: F401  here, because the device has to exist before autograd starts its threads
 except ImportError: NOT_PRETENDED = f"torch {torch.__version__} has no devices made in Python"
 from hessnb.curvature.operator import MatrixOperator
 
@@ -32,7 +34,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than a few seconds; run with --runslow")
     config.addinivalue_line("markers", "gpu: needs a CUDA device")
-    config.addinivalue_line("markers", "pretended: needs the pretend device, which cannot be there beside a CUDA device")
+    config.addinivalue_line("markers", "pretended: needs the pretend device, which cannot be there beside a CUDA "
+                                       "device")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -60,7 +63,8 @@ def build(make, seed=0):
         return make().double().eval()
 
 
-def mlp(seed=0, D=3, C=4, hidden=5): return build(lambda: nn.Sequential(nn.Linear(D, hidden), nn.Tanh(), nn.Linear(hidden, C)), seed)
+def mlp(seed=0, D=3, C=4, hidden=5):
+    return build(lambda: nn.Sequential(nn.Linear(D, hidden), nn.Tanh(), nn.Linear(hidden, C)), seed)
 
 
 def blobs(N=40, D=3, C=4, seed=0): return randn(N, D, seed=seed), torch.arange(N) % C
@@ -84,7 +88,8 @@ def prescribed(values, seed=0, dtype=F64):
 
 def state_of(model):
     "Everything of a model that a caller could find changed."
-    tensors = {n: t.detach().clone() for n, t in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    tensors = {n: t.detach().clone() for n, t in [*model.named_parameters(remove_duplicate=False),
+                                                  *model.named_buffers(remove_duplicate=False)]}
     grads = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     flags = {n: (p.requires_grad, p.data_ptr(), p._version, p.is_leaf) for n, p in model.named_parameters()}
     modes = {n: m.training for n, m in model.named_modules()}
@@ -93,7 +98,8 @@ def state_of(model):
 
 
 def same(a, b):
-    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) or bool(torch.isnan(a).any())
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b) or bool(torch.isnan(a).any())
     if isinstance(a, dict): return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, (tuple, list)): return len(a) == len(b) and all(map(same, a, b))
     return a == b
@@ -102,8 +108,11 @@ def same(a, b):
 def precisions():
     "What torch may do with the operands of float32 products; 'mixed' where old and new settings contradict each other."
     backends = torch.backends
-    places = [torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32, lambda: backends.cudnn.allow_tf32]
-    places += [lambda b=b, n=n: getattr(b, n).fp32_precision for b, n in ((backends.cuda, "matmul"), *((b, n) for b in (backends.cudnn, backends.mkldnn) for n in ("matmul", "conv", "rnn"))) if hasattr(getattr(b, n, None), "fp32_precision")]
+    places = [torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32,
+              lambda: backends.cudnn.allow_tf32]
+    places += [lambda b=b, n=n: getattr(b, n).fp32_precision for b, n in ((backends.cuda, "matmul"),
+            *((b, n) for b in (backends.cudnn, backends.mkldnn) for n in ("matmul", "conv", "rnn")))
+            if hasattr(getattr(b, n, None), "fp32_precision")]
     def read(place):
         try: return place()
         except RuntimeError: return "mixed"
@@ -112,9 +121,12 @@ def precisions():
 
 def globals_now():
     legacy = np.random.get_state()
-    return dict(torch_rng=torch.get_rng_state(), numpy_rng=(legacy[0], legacy[1].tolist(), *legacy[2:]), python_rng=random.getstate(),
-                dtype=torch.get_default_dtype(), device=torch.get_default_device(), grad=torch.is_grad_enabled(), threads=torch.get_num_threads(),
-                deterministic=torch.are_deterministic_algorithms_enabled(), cudnn=torch.backends.cudnn.enabled, precisions=precisions())
+    return dict(torch_rng=torch.get_rng_state(), numpy_rng=(legacy[0], legacy[1].tolist(), *legacy[2:]),
+                python_rng=random.getstate(),
+                dtype=torch.get_default_dtype(), device=torch.get_default_device(), grad=torch.is_grad_enabled(),
+                threads=torch.get_num_threads(),
+                deterministic=torch.are_deterministic_algorithms_enabled(), cudnn=torch.backends.cudnn.enabled,
+                precisions=precisions())
 
 
 @contextmanager
@@ -124,8 +136,10 @@ def untouched(*models, tensors=()):
     try: yield
     finally:
         for model, old in zip(models, before[0]):
-            for what, a, b in zip(("values", "grad", "flags", "mode", "attributes"), old, state_of(model)): assert same(a, b), f"the model's {what} changed"
-        for t, (old, version) in zip(tensors, before[1]): assert t._version == version and same(old, t.detach()), "a tensor of the user's was changed"
+            for what, a, b in zip(("values", "grad", "flags", "mode", "attributes"), old, state_of(model)):
+                assert same(a, b), f"the model's {what} changed"
+        for t, (old, version) in zip(tensors, before[1]):
+            assert t._version == version and same(old, t.detach()), "a tensor of the user's was changed"
         after = globals_now()
         changed = [k for k in before[2] if not same(before[2][k], after[k])]
         assert not changed, f"global state changed: {changed}"
@@ -136,13 +150,15 @@ def quiet(*containing):
     "No warnings from us leave this block, except those that contain one of these words."
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of packages that use each other
         for text in containing: warnings.filterwarnings("ignore", message=f"(?s).*{text}")
         yield
 
 
 def data_files():
     "Reference networks by file name: two lie in the repository; a larger set is used where it lies beside it."
-    found = {p.name: p for folder in (HERE.parent.parent / "shared" / "reference", HERE / "data") for p in sorted(folder.glob("*.npz"))}
+    found = {p.name: p for folder in (HERE.parent.parent / "shared" / "reference", HERE / "data")
+             for p in sorted(folder.glob("*.npz"))}
     return found
 
 
@@ -153,4 +169,18 @@ def rng_draws():
     yield
 
 
-__all__ = ["F64", "Formula", "HERE", "blobs", "build", "copy", "data_files", "mlp", "prescribed", "quiet", "randn", "seeded", "untouched"]
+__all__ = [
+    "F64",
+    "HERE",
+    "Formula",
+    "blobs",
+    "build",
+    "copy",
+    "data_files",
+    "mlp",
+    "prescribed",
+    "quiet",
+    "randn",
+    "seeded",
+    "untouched",
+]

@@ -1,7 +1,7 @@
 """A pretend accelerator with real numbers, its own device name and strict placement.
 
-Tensors on it wrap CPU tensors; an operation that mixes one with a CPU tensor of at least one dimension raises, as CUDA does. Only inside
-`fake_gpu()` do factory calls and `.to` reach it. `torch.func` transforms do not work on it.
+Tensors on it wrap CPU tensors; an operation that mixes one with a CPU tensor of at least one dimension raises, as CUDA
+does. Only inside `fake_gpu()` do factory calls and `.to` reach it. `torch.func` transforms do not work on it.
 """
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,14 +12,16 @@ NAME = "fakegpu"
 _setup_privateuseone_for_python_backend(NAME)
 DEVICE = torch.device(NAME, 0)
 module = torch.get_device_module(NAME)
-module.get_rng_state, module.set_rng_state = (lambda device=None: torch.get_rng_state()), (lambda state, device=None: None)  # for `torch.random.fork_rng`
+module.get_rng_state = lambda device=None: torch.get_rng_state()  # for `torch.random.fork_rng`
+module.set_rng_state = lambda state, device=None: None
 
 
 class FakeTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, inner):
-        outer = torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-                                                    layout=inner.layout, device=DEVICE, requires_grad=inner.requires_grad)
+        layout = dict(strides=inner.stride(), storage_offset=inner.storage_offset(), layout=inner.layout)
+        kind = dict(dtype=inner.dtype, device=DEVICE, requires_grad=inner.requires_grad)
+        outer = torch.Tensor._make_wrapper_subclass(cls, inner.shape, **layout, **kind)
         outer.inner = inner
         return outer
 
@@ -40,17 +42,22 @@ def _is_fake(device): return device is not None and torch.device(device).type ==
 def _dispatch(func, args, kwargs):
     name, target = func._schema.name, kwargs.get("device")
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-    fake, plain = [t for t in tensors if isinstance(t, FakeTensor)], [t for t in tensors if not isinstance(t, FakeTensor)]
+    fake = [t for t in tensors if isinstance(t, FakeTensor)]
+    plain = [t for t in tensors if not isinstance(t, FakeTensor)]
     if fake and name not in ("aten::_to_copy", "aten::copy_"):
-        index = lambda t: name in ("aten::index", "aten::index_put_") and t.dtype in (torch.long, torch.bool)  # CUDA takes host indices, too
+        indexes = name in ("aten::index", "aten::index_put_")  # CUDA takes host indices, too
+        index = lambda t: indexes and t.dtype in (torch.long, torch.bool)
         stray = [t for t in plain if t.dim() > 0 and not index(t)]
-        if stray: raise RuntimeError(f"{name}: expected all tensors on {DEVICE}, found one of shape {tuple(stray[0].shape)} on the CPU")
+        if stray:
+            raise RuntimeError(f"{name}: expected all tensors on {DEVICE}, found one of shape {tuple(stray[0].shape)} "
+                               "on the CPU")
     inner = lambda t: t.inner if isinstance(t, FakeTensor) else t
     args_, kwargs_ = tree_map(inner, args), tree_map(inner, kwargs)
     if _is_fake(kwargs_.get("device")): kwargs_["device"] = torch.device("cpu")
     out = func(*args_, **kwargs_)
     if func._schema.is_mutable and name.endswith("_") and isinstance(args[0], FakeTensor): return args[0]
-    onto = _is_fake(target) if target is not None else bool(fake) and not (name == "aten::copy_" and not isinstance(args[0], FakeTensor))
+    to_host = name == "aten::copy_" and not isinstance(args[0], FakeTensor)
+    onto = _is_fake(target) if target is not None else bool(fake) and not to_host
     wrap = lambda t: FakeTensor(t) if isinstance(t, torch.Tensor) and not isinstance(t, FakeTensor) else t
     return tree_map(wrap, out) if onto else out
 

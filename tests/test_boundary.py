@@ -8,11 +8,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
-from hessnb.boundary import plane as boundary
-from hessnb.boundary.plane import BoundaryCurves, design_input, trace_boundary
-from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.boundary import design
+from hessnb.boundary.curves import BoundaryCurves, trace_boundary
+from hessnb.boundary.design import design_input
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator
+from hessnb.curvature.top import top_eigenpairs
 
 X = randn(60, 2)
 Y = (X[:, 0] > 0).long()
@@ -22,13 +23,16 @@ def of(fn, x=X, y=Y): return Objective(Formula(fn).eval(), (x, y))
 
 
 def circle(radius, centre=(0., 0.)):
-    return of(lambda x: torch.stack([(x - x.new_tensor(centre)).square().sum(1), torch.full_like(x[:, 0], radius**2)], 1))
+    return of(lambda x: torch.stack([(x - x.new_tensor(centre)).square().sum(1), torch.full_like(x[:, 0], radius**2)],
+                                    1))
 
 
 def linear(W, b): return of(lambda x: x @ torch.tensor(W, dtype=x.dtype).T + torch.tensor(b, dtype=x.dtype))
 
 
-def net(hidden=30, C=3, seed=0): return build(lambda: nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, C)), seed)
+def net(hidden=30, C=3, seed=0):
+    return build(lambda: nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+                                       nn.Linear(hidden, C)), seed)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -42,36 +46,44 @@ def test_circle(seed):
     assert (curves.distance(points) - truth).abs().max() < curves.spacing**2 / 4 / radius + 1e-8
     on = curves.nearest(points) - torch.tensor(centre, dtype=F64)
     assert (on.norm(dim=1) - radius).abs().max() < curves.spacing**2 / 4 / radius + 1e-8
-    assert (curves.segments.flatten(0, 1) - torch.tensor(centre, dtype=F64)).norm(dim=1).sub(radius).abs().max() < 2e-9  # `tol` at every crossing
+    assert (curves.segments.flatten(0, 1) - torch.tensor(centre,
+                                                         # `tol` at every crossing
+                                                         dtype=F64)).norm(dim=1).sub(radius).abs().max() < 2e-9
     assert (curves.classes == torch.tensor([0, 1])).all()
 
 
 def test_error_falls_with_refinement():
-    errors = [1 - trace_boundary(circle(1.), extent=(-1.7, 1.9, -1.6, 1.3), n=40, refine=r).length / (2 * math.pi) for r in range(4)]
+    errors = [1 - trace_boundary(circle(1.), extent=(-1.7, 1.9, -1.6, 1.3), n=40, refine=r).length / (2 * math.pi)
+              for r in range(4)]
     assert all(12 < a / b < 20 for a, b in zip(errors, errors[1:])), errors  # 4 times finer, 16 times closer
     assert errors[3] < 1e-7
 
 
 def test_refinement_is_on_by_default():
-    coarse, usual = (trace_boundary(circle(1.), extent=(-2., 2., -2., 2.), n=21, **options) for options in ({"refine": 0}, {}))
-    assert usual.spacing == pytest.approx(coarse.spacing / 4) and abs(usual.length / (2 * math.pi) - 1) < 2e-4 < 1e-3 < abs(coarse.length / (2 * math.pi) - 1)
+    coarse, usual = (trace_boundary(circle(1.), extent=(-2., 2., -2., 2.), n=21, **options)
+                     for options in ({"refine": 0}, {}))
+    assert usual.spacing == pytest.approx(coarse.spacing / 4)
+    assert abs(usual.length / (2 * math.pi) - 1) < 2e-4 < 1e-3 < abs(coarse.length / (2 * math.pi) - 1)
 
 
 def test_line():
     curves = trace_boundary(linear([[1., 2.], [0., 0.]], [.3, 0.]), extent=(-1.7, 1.9, -1.6, 1.3), n=50)
     assert curves.length == pytest.approx(math.hypot(3.6, 1.8), rel=1e-8)
     points = randn(100, 2) * .3
-    assert_close(curves.distance(points), (points @ torch.tensor([1., 2.], dtype=F64) + .3).abs() / 5**.5, rtol=0, atol=1e-8)
+    assert_close(curves.distance(points), (points @ torch.tensor([1., 2.], dtype=F64) + .3).abs() / 5**.5, rtol=0,
+                 atol=1e-8)
 
 
 def test_three_classes():
     angles = np.deg2rad([90, 210, 330])
-    curves = trace_boundary(linear(np.stack([np.cos(angles), np.sin(angles)], 1).tolist(), [0., 0., 0.]), extent=(-1., 1.1, -.9, 1.), n=100)
+    curves = trace_boundary(linear(np.stack([np.cos(angles), np.sin(angles)], 1).tolist(), [0., 0., 0.]),
+                            extent=(-1., 1.1, -.9, 1.), n=100)
     truth = {(1, 2): .9, (0, 1): 1 / math.cos(math.pi / 6), (0, 2): 1.1 / math.cos(math.pi / 6)}
     for (a, b), length in truth.items(): assert curves.length_between(b, a) == pytest.approx(length, abs=curves.spacing)
     assert curves.length == pytest.approx(sum(truth.values()), abs=2 * curves.spacing)
     points = torch.rand(300, 2, generator=seeded(0), dtype=F64) - .5
-    ends = {(1, 2): (0., -1.), (0, 1): (-math.cos(math.pi / 6), .5), (0, 2): (math.cos(math.pi / 6), .5)}  # the directions of the three rays
+    ends = {(1, 2): (0., -1.), (0, 1): (-math.cos(math.pi / 6), .5), (0, 2): (math.cos(math.pi / 6),
+            .5)}  # the directions of the three rays
     rays = torch.tensor(list(ends.values()), dtype=F64)
     along = (points @ rays.T).clamp_min(0)
     expected = (points[:, None] - along[..., None] * rays).norm(dim=2).amin(1)
@@ -80,21 +92,24 @@ def test_three_classes():
 
 @pytest.mark.parametrize("c", [.013, -.013])
 def test_saddle_joins_the_right_corners(c):
-    curves = trace_boundary(of(lambda x: torch.stack([x[:, 0] * x[:, 1], torch.full_like(x[:, 0], c)], 1)), extent=(-1., 1., -1., 1.), n=6, refine=0)
+    curves = trace_boundary(of(lambda x: torch.stack([x[:, 0] * x[:, 1], torch.full_like(x[:, 0], c)], 1)),
+                            extent=(-1., 1., -1., 1.), n=6, refine=0)
     nearest = curves.nearest(torch.zeros(1, 2))[0]
     assert nearest.prod().sign() == math.copysign(1, c)
     assert curves.distance(torch.zeros(1, 2)).item() == pytest.approx(math.sqrt(2 * abs(c)), abs=.08)
 
 
 def test_four_classes_that_meet():
-    curves = trace_boundary(of(lambda x: torch.stack([x[:, 0] + x[:, 1], x[:, 0] - x[:, 1], -x[:, 0] + x[:, 1], -x[:, 0] - x[:, 1]], 1)), extent=(-1., 1., -1., 1.), n=50)
+    curves = trace_boundary(of(lambda x: torch.stack([x[:, 0] + x[:, 1], x[:, 0] - x[:, 1], -x[:, 0] + x[:, 1],
+                                                      -x[:, 0] - x[:, 1]], 1)), extent=(-1., 1., -1., 1.), n=50)
     assert curves.length == pytest.approx(4., abs=curves.spacing) and len(curves.classes.unique(dim=0)) == 4
 
 
 @pytest.mark.parametrize("slant", [0., .5, -.5])
 @pytest.mark.parametrize("turned", [False, True])
 def test_bulges_out_of_the_refined_squares_are_followed(slant, turned):
-    "A thin tongue leaves the square in which the first grid sees the boundary; without following, the curve would end there."
+    """A thin tongue leaves the square in which the first grid sees the boundary; without following, the curve would
+    end there."""
     x0, width = .05, .03
     def fn(x):
         if turned: x = -x.flip(1)
@@ -122,11 +137,13 @@ def test_against_pixels(seed, C):
     points = (torch.rand(200, 2, generator=seeded(seed), dtype=F64) - .5) * 3
     brute = torch.cat([torch.cdist(p, pixels).amin(1) for p in points.split(20)])
     assert (curves.distance(points) - brute).abs().max() < h
-    pairs = set(map(tuple, torch.cat([torch.stack([predicted[:, 1:], predicted[:, :-1]], -1)[right], torch.stack([predicted[1:], predicted[:-1]], -1)[up]]).sort(1).values.tolist()))
+    pairs = set(map(tuple, torch.cat([torch.stack([predicted[:, 1:], predicted[:, :-1]], -1)[right],
+                                      torch.stack([predicted[1:], predicted[:-1]], -1)[up]]).sort(1).values.tolist()))
     assert pairs == set(map(tuple, curves.classes.tolist()))
 
 
-NAMES = [n for n in sorted({*data_files(), "gauss_checkerboard_linear_normal_training_close.npz", "gauss_checkerboard_linear_noisy_init_training_close.npz"}) if "checkerboard" in n]
+NAMES = [n for n in sorted({*data_files(), "gauss_checkerboard_linear_normal_training_close.npz",
+                            "gauss_checkerboard_linear_noisy_init_training_close.npz"}) if "checkerboard" in n]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,13 +161,15 @@ def test_reference_networks(name):
     objective = Objective(model, (points, torch.tensor(data["y_train"])))
     curves = trace_boundary(objective, points)
     distance, theirs = curves.distance(points), torch.tensor(data["margin_true_dist"])
-    print(f"{name}: smallest {distance.min():.6f}, theirs {theirs.min():.6f}; largest difference {(distance - theirs).abs().max():.1e}, "
-          f"{(curves.nearest(points) - torch.tensor(data['margin_nearest_boundary'])).norm(dim=1).max():.1e} between the nearest points")
+    apart = (curves.nearest(points) - torch.tensor(data["margin_nearest_boundary"])).norm(dim=1).max()
+    print(f"{name}: smallest {distance.min():.6f}, theirs {theirs.min():.6f}; largest difference "
+          f"{(distance - theirs).abs().max():.1e}, {apart:.1e} between the nearest points")
     assert (distance - theirs).abs().max() < 2e-3 and distance.argmin() == theirs.argmin()
     assert distance.min().item() == pytest.approx(theirs.min().item(), abs=1e-4)
     assert curves.within_reach(points).min() >= distance.min()
     wider = trace_boundary(objective, points, pad=2.)
-    assert wider.distance(points).min().item() == pytest.approx(distance.min().item(), abs=1e-4)  # the window does not decide
+    assert wider.distance(points).min().item() == pytest.approx(distance.min().item(),
+                                                                abs=1e-4)  # the window does not decide
 
 
 def test_outside_the_window():
@@ -167,14 +186,16 @@ def test_outside_the_window():
 def test_default_window_holds_a_boundary_outside_the_data():
     "All points on one side, the line at .4 of the data's width from them."
     points = torch.rand(50, 2, generator=seeded(0), dtype=F64)
-    objective = of(lambda x: torch.stack([x[:, 0], torch.full_like(x[:, 0], 1.4)], 1), points, torch.ones(50, dtype=torch.long))
+    objective = of(lambda x: torch.stack([x[:, 0], torch.full_like(x[:, 0], 1.4)], 1), points,
+                   torch.ones(50, dtype=torch.long))
     assert_close(trace_boundary(objective, points).distance(points), 1.4 - points[:, 0], rtol=0, atol=1e-6)
     assert trace_boundary(objective, points, pad=.1).distance(points).isinf().all()
 
 
 def test_no_boundary():
     curves = trace_boundary(linear([[0., 0.], [0., 0.]], [1., 0.]), X)
-    assert len(curves.segments) == 0 and curves.length == 0 and curves.length_between(0, 1) == 0 and "none" in repr(curves)
+    assert len(curves.segments) == 0 and curves.length == 0 and curves.length_between(0,
+            1) == 0 and "none" in repr(curves)
     assert curves.distance(X).isinf().all() and curves.nearest(X).isnan().all()
 
 
@@ -185,13 +206,15 @@ def test_nothing_is_touched_and_results_repeat(dtype):
     with untouched(model, tensors=(X,)), quiet():
         first, second = trace_boundary(objective, X), trace_boundary(objective, X)
         distance = first.distance(X)
-    assert torch.equal(first.segments, second.segments) and first.segments.dtype == distance.dtype == dtype and not first.segments.requires_grad
+    assert torch.equal(first.segments, second.segments) and first.segments.dtype == distance.dtype == dtype
+    assert not first.segments.requires_grad
     with torch.inference_mode(): assert torch.equal(trace_boundary(objective, X).segments, first.segments)
 
 
 def test_float32_is_as_near_as_it_can_be():
     model = net()
-    fine, coarse = (trace_boundary(Objective(model.to(t), (X.to(t), torch.arange(60) % 3)), X) for t in (F64, torch.float32))
+    fine, coarse = (trace_boundary(Objective(model.to(t), (X.to(t), torch.arange(60) % 3)), X)
+                    for t in (F64, torch.float32))
     assert coarse.length == pytest.approx(fine.length, rel=1e-4)
     assert (coarse.distance(X).double() - fine.distance(X)).abs().max() < 1e-4
 
@@ -201,13 +224,15 @@ def test_inputs_of_another_shape():
     shaped = nn.Sequential(nn.Flatten(), *flat)
     expected = trace_boundary(Objective(flat, (X, Y)), X, n=50)
     got = trace_boundary(Objective(shaped, (X.reshape(-1, 1, 2), Y)), X.reshape(-1, 1, 2), n=50)
-    assert torch.equal(expected.segments, got.segments) and torch.equal(expected.distance(X), got.distance(X.reshape(-1, 1, 2)))
+    assert torch.equal(expected.segments, got.segments) and torch.equal(expected.distance(X),
+            got.distance(X.reshape(-1, 1, 2)))
 
 
 def test_bad_input():
     objective = Objective(net(), (X, Y))
     three = Objective(build(lambda: nn.Linear(3, 2)), (randn(20, 3), torch.arange(20) % 2))
-    for call in (lambda: trace_boundary(three, randn(20, 3)), lambda: trace_boundary(three, extent=(-1, 1, -1, 1)), lambda: trace_boundary(objective, randn(20, 3))):
+    for call in (lambda: trace_boundary(three, randn(20, 3)), lambda: trace_boundary(three, extent=(-1, 1, -1, 1)),
+                 lambda: trace_boundary(objective, randn(20, 3))):
         with pytest.raises(ValueError, match="two features.*scan_plane.*estimate_margin"): call()
     with pytest.raises(ValueError, match="extent="): trace_boundary(objective)
     with pytest.raises(ValueError, match="from < to"): trace_boundary(objective, extent=(0, 0, 1, 2))
@@ -224,8 +249,9 @@ def test_bad_input():
 class Halves:
     """Two classes split by `w x + c = 0` and the vector whose parallel gradient is at `x = q / q0`, in closed form.
 
-    The gradient at x for the predicted label is a multiple of (1, -1) (x, 1), positive in class 1: with v along (1, -1) (q, q0) the alignment is the cosine of
-    (x, 1) and (q, q0) in class 1, minus it in class 0. The starts are those where this cosine is positive."""
+    The gradient at x for the predicted label is a multiple of (1, -1) (x, 1), positive in class 1: with v along
+    (1, -1) (q, q0) the alignment is the cosine of (x, 1) and (q, q0) in class 1, minus it in class 0. The starts are
+    those where this cosine is positive."""
     def __init__(self, D=3, seed=0, dtype=F64):
         numbers = randn(2, D + 1, seed=seed)
         self.wall = numbers[0] / numbers[0].norm()  # (w, c)
@@ -233,8 +259,12 @@ class Halves:
         if self.target @ self.wall > 0: self.wall = -self.wall  # the target is in class 1
         self.target = self.target / self.target.norm()
         model = nn.Linear(D, 2).double()
-        with torch.no_grad(): model.weight.copy_(torch.stack([self.wall[:D], -self.wall[:D]])), model.bias.copy_(torch.stack([self.wall[D], -self.wall[D]]))
-        self.v = torch.cat([torch.stack([self.target[:D], -self.target[:D]]).flatten(), torch.stack([self.target[D], -self.target[D]])])
+        with torch.no_grad():
+            model.weight.copy_(torch.stack([self.wall[:D],
+                                            -self.wall[:D]])), model.bias.copy_(torch.stack([self.wall[D],
+                                                    -self.wall[D]]))
+        self.v = torch.cat([torch.stack([self.target[:D], -self.target[:D]]).flatten(),
+                            torch.stack([self.target[D], -self.target[D]])])
         X = randn(60, D, seed=seed + 100)
         self.X = X[X @ self.target[:D] + self.target[D] > .2][:12].to(dtype)
         self.objective = Objective(model.to(dtype).eval(), (self.X, torch.arange(12) % 2))
@@ -244,7 +274,8 @@ class Halves:
         return z @ self.target / z.norm(dim=1) * torch.where(z @ self.wall > 0, -1., 1.)
 
     def nearest_in_class_0(self):
-        "The input on the wall whose (x, 1) has the smallest angle with the target, and the cosine that class 0 comes as near to as it likes."
+        """The input on the wall whose (x, 1) has the smallest angle with the target, and the cosine that class 0
+        comes as near to as it likes."""
         on = self.target - self.target @ self.wall * self.wall
         return on[:-1] / on[-1], on.norm().item()
 
@@ -279,7 +310,8 @@ def test_the_square_takes_either_sign_and_the_best():
 
 @pytest.mark.parametrize("side", [1, -1, None])
 def test_box_is_respected_and_tight(side):
-    "In two dimensions, where the free optimum is outside: the largest cosine in the box, on a fine grid, and it is on the edge."
+    """In two dimensions, where the free optimum is outside: the largest cosine in the box, on a fine grid, and it
+    is on the edge."""
     halves = Halves(D=2, seed=4)
     target = halves.target[:-1] / halves.target[-1]
     box = (-1.5, target.max().item() - .5)
@@ -298,16 +330,18 @@ def test_box_is_respected_and_tight(side):
 
 @pytest.mark.parametrize("side", [1, -1, None])
 def test_no_iterate_leaves_the_box(side, monkeypatch):
-    model, images = build(lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))), torch.rand(6, 1, 6, 6, generator=seeded(0), dtype=F64)
+    model, images = build(lambda: nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(),
+                                                nn.Linear(48, 3))), torch.rand(6, 1, 6, 6, generator=seeded(0),
+                                                        dtype=F64)
     objective, seen = Objective(model, (images, torch.arange(6) % 3)), []
-    vmap, align = boundary.vmap, boundary.align
+    vmap, align = design.vmap, design.align
     def watched_vmap(fn):
         inner = vmap(fn)
         return lambda x: seen.append(x.clone()) or inner(x)
     def watched_align(objective, x, *args, **options):
         seen.append(x.clone())
         return align(objective, x, *args, **options)
-    monkeypatch.setattr(boundary, "vmap", watched_vmap), monkeypatch.setattr(boundary, "align", watched_align)
+    monkeypatch.setattr(design, "vmap", watched_vmap), monkeypatch.setattr(design, "align", watched_align)
     d = design_input(objective, randn(objective.n_params), images, side=side, box=(0, 1), n_steps=60, step_size=.1)
     steps = torch.cat([x.flatten() for x in seen])
     assert len(seen) >= 60 and steps.min() == 0 and steps.max() == 1  # it touched both ends and went beyond neither
@@ -332,10 +366,13 @@ def test_starts_of_the_wrong_sign_are_carried_over(box):
 def test_the_crossing_goes_along_the_edges_of_the_box():
     "The boundary `x1 + .1 x2 = .02`, from an edge that its normal leaves: only the way along the edge leads over it."
     model = nn.Linear(2, 2).double().eval()
-    with torch.no_grad(): model.weight.copy_(torch.tensor([[1., .1], [-1., -.1]])), model.bias.copy_(torch.tensor([-.02, .02]))
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1., .1], [-1., -.1]])), model.bias.copy_(torch.tensor([-.02, .02]))
     starts = torch.tensor([[0., .5], [0., 1.], [.1, .9]], dtype=F64)
-    d = design_input(Objective(model, (starts, torch.zeros(3, dtype=torch.long))), torch.tensor([0., 0., 0., 0., 1., -1.], dtype=F64), starts, side=1, box=(0, 1), n_steps=5)
-    assert (d.start_cosines < 0).all() and (d.cosines > 0).all() and (d.inputs @ torch.tensor([1., .1], dtype=F64) < .02).all()
+    d = design_input(Objective(model, (starts, torch.zeros(3, dtype=torch.long))),
+                     torch.tensor([0., 0., 0., 0., 1., -1.], dtype=F64), starts, side=1, box=(0, 1), n_steps=5)
+    assert (d.start_cosines < 0).all() and (d.cosines > 0).all() and (d.inputs @ torch.tensor([1., .1],
+            dtype=F64) < .02).all()
 
 
 class Flat(nn.Module):
@@ -361,7 +398,8 @@ def test_a_side_that_is_out_of_reach_is_said(dtype):
     halves = Halves(D=2, dtype=dtype)
     halves.objective.params["bias"][:] = torch.tensor([9., -9.], dtype=dtype)
     starts = halves.X.clamp(-.1, .1)
-    found = {side: design_input(halves.objective, halves.v.to(dtype), starts, side=side, box=(-.1, .1), n_steps=30) for side in (1, -1)}
+    found = {side: design_input(halves.objective, halves.v.to(dtype), starts, side=side, box=(-.1, .1), n_steps=30)
+             for side in (1, -1)}
     assert (found[1].start_cosines < 0).all() and (found[1].cosines < 0).all() and not found[1].converged.any()
     assert (found[-1].cosines < 0).all() and found[-1].converged.all()
     assert all((d.inputs.abs() <= starts.new_tensor(.1)).all() for d in found.values())
@@ -383,7 +421,10 @@ def test_bad_sides_and_boxes():
     objective = Objective(net(), (X, torch.arange(60) % 3))
     v = randn(objective.n_params)
     for side in (0, 2, "+", -1.5):
-        with pytest.raises(ValueError, match="side must be 1 .*-1 .*None.*got"): design_input(objective, v, X[:2], side=side)
+        with pytest.raises(ValueError, match="side must be 1 .*-1 .*None.*got"):
+            design_input(objective, v, X[:2], side=side)
     for box in ((1, 0), (1, 1), (0, 1, 2), (math.nan, 1)):
-        with pytest.raises(ValueError, match=r"box must be \(low, high\), got"): design_input(objective, v, X[:2], box=box)
-    with pytest.raises(ValueError, match=r"inputs reach from .* to .*, outside box=\(0, 1\)"): design_input(objective, v, X[:9], box=(0, 1))
+        with pytest.raises(ValueError, match=r"box must be \(low, high\), got"):
+            design_input(objective, v, X[:2], box=box)
+    with pytest.raises(ValueError, match=r"inputs reach from .* to .*, outside box=\(0, 1\)"):
+        design_input(objective, v, X[:9], box=(0, 1))

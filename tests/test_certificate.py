@@ -1,4 +1,4 @@
-"Residuals that the basis knows, confirmed by a few products: whatever happens between the search and the check, no pair is called converged that is not."
+"Residuals that the space knows, confirmed by a few products: no pair is called converged that is not."
 import math
 import warnings
 from contextlib import contextmanager
@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tqdm.auto import tqdm
-
 from conftest import F64, prescribed, seeded
-from hessnb.curvature.lanczos import EigenPairs, _Search, eigenpairs_until, top_eigenpairs
+from hessnb.curvature.certify import certify, discrepancy
+from hessnb.curvature.eigenpairs import EigenPairs
 from hessnb.curvature.operator import MatrixOperator
+from hessnb.curvature.search import Budget, Outcome, Search, Target, find
+from hessnb.curvature.top import eigenpairs_until, top_eigenpairs
 
 SPECTRUM = np.r_[[9., 7., 7., 5., 3., 2.8], np.linspace(-.5, 1, 194)]
 COARSE = dict(tol=1e-3, miss_probability=1)
@@ -29,7 +30,7 @@ class Changed(MatrixOperator):
     def __init__(self, A, other, after):
         super().__init__(A)
         self.other, self.after = other, after
-    def _product(self, v): return super()._product(v) if self.n_matvecs <= self.after else v @ self.other
+    def apply(self, v): return super().apply(v) if self.n_matvecs <= self.after else v @ self.other
 
 
 class Rough(MatrixOperator):
@@ -37,8 +38,8 @@ class Rough(MatrixOperator):
     def __init__(self, A, error):
         super().__init__(A)
         self.error, self.g = error, seeded(5)
-    def _product(self, v):
-        w, noise = super()._product(v), torch.randn(v.shape, generator=self.g, dtype=F64)
+    def apply(self, v):
+        w, noise = super().apply(v), torch.randn(v.shape, generator=self.g, dtype=F64)
         return w + self.error * w.norm() * noise / noise.norm()
 
 
@@ -47,13 +48,21 @@ def true_residuals(A, pairs):
     return (V @ A - pairs.values[:, None] * V).norm(dim=1)
 
 
+def searched(op, k, tol):
+    "A search for the `k` largest that has converged, without a probe."
+    search = Search(op, Target(k, "LA", tol, torch.finfo(op.dtype).eps), Budget(500), 200, seeded(0))
+    assert find(search, None, 1).stopped == "converged"
+    return search
+
+
 @pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
 @pytest.mark.parametrize("tol", [1e-3, 1e-8])
 def test_one_product_for_all_pairs(which, tol):
     op = prescribed(SPECTRUM)
     pairs = top_eigenpairs(op, 6, which=which, tol=tol, miss_probability=1)
     true = true_residuals(op.A, pairs)
-    assert pairs.n_certify == 1 and pairs.converged.all() and (true <= pairs.residuals + 1e-14).all() and torch.allclose(true, pairs.residuals, rtol=1e-2, atol=1e-13)
+    assert pairs.n_certify == 1 and pairs.converged.all() and (true <= pairs.residuals + 1e-14).all()
+    assert torch.allclose(true, pairs.residuals, rtol=1e-2, atol=1e-13)
 
 
 @pytest.mark.parametrize("k", [2, 6, 20])
@@ -68,8 +77,10 @@ def test_values_that_change_are_sorted_anew():
     A = prescribed(SPECTRUM).A
     found = top_eigenpairs(MatrixOperator(A), 5, miss_probability=1)
     v = found.vectors[0]
-    with silent(): pairs = top_eigenpairs(Changed(A, A - 5 * torch.outer(v, v), found.n_matvecs), 5, miss_probability=1)  # 9 becomes 4
-    assert torch.allclose(pairs.values, torch.tensor([7., 5., 4., 3., 2.8], dtype=F64)) and (pairs.vectors[2] @ v).abs() > .999
+    other = A - 5 * torch.outer(v, v)  # 9 becomes 4
+    with silent(): pairs = top_eigenpairs(Changed(A, other, found.n_matvecs), 5, miss_probability=1)
+    assert torch.allclose(pairs.values, torch.tensor([7., 5., 4., 3., 2.8], dtype=F64))
+    assert (pairs.vectors[2] @ v).abs() > .999
 
 
 def test_what_rounding_hides_gets_products_of_its_own():
@@ -90,7 +101,8 @@ def test_an_error_in_one_pair_is_seen(pair, size):
     op = Changed(A, other, found.n_matvecs)
     with silent(): pairs = top_eigenpairs(op, 5, miss_probability=1)
     true = true_residuals(other, pairs)
-    assert not pairs.converged[pair] and torch.equal(pairs.converged, true <= 1e-6 * pairs.values) and pairs.stopped == "precision"
+    assert not pairs.converged[pair] and torch.equal(pairs.converged, true <= 1e-6 * pairs.values)
+    assert pairs.stopped == "precision"
     assert torch.allclose(pairs.residuals, true, rtol=1e-6)
 
 
@@ -116,7 +128,7 @@ def test_a_product_that_fails_in_the_end_is_not_certified():
 def test_a_check_that_fails_is_no_evidence():
     class Breaks(MatrixOperator):
         "NaN from the second product after the search on."
-        def _product(self, v): return super()._product(v) * (math.nan if self.n_matvecs > self.last else 1.)
+        def apply(self, v): return super().apply(v) * (math.nan if self.n_matvecs > self.last else 1.)
     A = prescribed(SPECTRUM, dtype=torch.float32).A
     op = Breaks(A)
     op.last = top_eigenpairs(MatrixOperator(A), 6, tol=3e-5, miss_probability=1).n_matvecs + 1
@@ -125,14 +137,12 @@ def test_a_check_that_fails_is_no_evidence():
 
 
 def test_the_bound_on_an_oversight():
-    "How often the norm of a check falls short of the share of the error that it is taken for; one error is the worst case."
+    "How often the norm of a check falls short of its share of the error; a single error is the worst case."
     op = prescribed(SPECTRUM)
-    with tqdm(disable=True) as bar:
-        search = _Search(op, 5, "LA", 1e-6, 500, 200, seeded(0), bar, False)
-        search.run(None, 1)
-        V = search.krylov.combine(search.S[:, search.index])
-        other, error = Changed(op.A, op.A + torch.outer(V[3], V[3].flip(0)), -1), 1.
-        norms = torch.tensor([search.discrepancy(other, V) for _ in range(4000)])
+    search = searched(op, 5, 1e-6)
+    V = search.krylov.combine(search.ritz.S[:, search.ritz.index])
+    other, error = Changed(op.A, op.A + torch.outer(V[3], V[3].flip(0)), -1), 1.
+    norms = torch.tensor([discrepancy(search, other, V) for _ in range(4000)])
     for t in (.5, .1, .02):
         share, bound = (norms < t * error).double().mean().item(), .8 * t
         assert .5 * bound < share <= bound + 3 * math.sqrt(bound / 4000), (t, share)
@@ -142,32 +152,32 @@ def test_few_products_for_many_pairs():
     values = np.r_[np.geomspace(10, 1, 60), np.linspace(-.2, .5, 340)]
     op = prescribed(values)
     pairs = eigenpairs_until(op, lambda values, V: values[-1] < 1.2, k=30, tol=1e-6, miss_probability=1)
-    assert isinstance(pairs, EigenPairs) and len(pairs) > 50 and pairs.converged.all() and pairs.n_certify <= 3 and (true_residuals(op.A, pairs) <= 1e-6 * pairs.values).all()
+    assert isinstance(pairs, EigenPairs) and len(pairs) > 50 and pairs.converged.all() and pairs.n_certify <= 3
+    assert (true_residuals(op.A, pairs) <= 1e-6 * pairs.values).all()
 
 
 def test_a_pair_too_close_to_the_tolerance_to_tell():
     "It gets a product of its own, and value, residual and flag follow that; the others do not."
     op = prescribed(SPECTRUM, dtype=torch.float32)
-    with tqdm(disable=True) as bar:
-        search = _Search(op, 6, "LA", 1e-3, 500, 200, seeded(0), bar, False)
-        search.run(None, 1)
-        relative = search.estimates / search.theta
-        worst, others = relative.argmax().item(), relative.topk(2).values[1].item()
-        assert others < .9 * relative[worst]
-        with silent(): pairs = search.certify(op, relative[worst].item(), search.used, 1., "converged")
+    search = searched(op, 6, 1e-3)
+    relative, used = search.ritz.estimates / search.ritz.theta, search.budget.used
+    worst, others = relative.argmax().item(), relative.topk(2).values[1].item()
+    assert others < .9 * relative[worst]
+    pairs = certify(search, op, relative[worst].item(), Outcome("converged", 1., used))
     v = pairs.vectors[worst]
     w, v = op.matvec(v).double(), v.double()
     value = (v @ w / (v @ v)).item()
-    assert pairs.n_certify <= 4 and pairs.values[worst].item() == value and pairs.residuals[worst].item() == pytest.approx((w - value * v).norm().item(), rel=1e-12)
-    assert all(pairs.values[i] == search.theta[i] and pairs.converged[i] for i in range(6) if i != worst)
+    assert pairs.n_certify <= 4 and pairs.values[worst].item() == value
+    assert pairs.residuals[worst].item() == pytest.approx((w - value * v).norm().item(), rel=1e-12)
+    assert all(pairs.values[i] == search.ritz.theta[i] and pairs.converged[i] for i in range(6) if i != worst)
 
 
 def test_the_search_keeps_room_for_rounding():
     "A pair that is called done stays so when rounding has added its share; half of the tolerance at most."
-    op, eps = prescribed(np.r_[np.geomspace(9, 1, 12), np.linspace(-.3, .8, 188)], dtype=torch.float32), torch.finfo(torch.float32).eps
+    op = prescribed(np.r_[np.geomspace(9, 1, 12), np.linspace(-.3, .8, 188)], dtype=torch.float32)
+    eps = torch.finfo(torch.float32).eps
     for tol in np.geomspace(1e-3, 1e-5, 60):
-        with tqdm(disable=True) as bar:
-            search = _Search(op, 12, "LA", tol, 500, 200, seeded(0), bar, False)
-            assert search.run(None, 1)[0]
-        goal = tol * search.theta
-        assert (search.estimates <= (goal - torch.minimum(goal / 2, torch.tensor(100 * eps * search.scale, dtype=F64))).clamp_min(eps * search.scale)).all(), tol
+        ritz = searched(op, 12, tol).ritz
+        goal = tol * ritz.theta
+        room = torch.minimum(goal / 2, torch.tensor(100 * eps * ritz.scale, dtype=F64))
+        assert (ritz.estimates <= (goal - room).clamp_min(eps * ritz.scale)).all(), tol

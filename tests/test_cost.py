@@ -1,4 +1,5 @@
-"What the search for eigenpairs costs, in things that can be counted: products, forward passes, bytes. Nothing is timed, so a loss shows on any machine."
+"""What the search for eigenpairs costs, in things that can be counted: products, forward passes, bytes. Nothing is
+timed, so a loss shows on any machine."""
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,12 +9,14 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import hessnb.curvature.operator
 from conftest import F64, build, prescribed, randn
-from hessnb.curvature.lanczos import top_eigenpairs, tridiagonalize
-from hessnb.paper.minima import cnn
+from hessnb.curvature import tracing
+from hessnb.curvature.gauss_newton import FisherOperator, GGNOperator
+from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.krylov import tridiagonalize
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator
+from hessnb.curvature.top import top_eigenpairs
+from hessnb.paper.networks import cnn
 
 X, Y = randn(150, 2), torch.arange(150) % 3
 DENSE = build(lambda: nn.Sequential(nn.Linear(2, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 3)))
@@ -34,18 +37,20 @@ def peak_bytes(fn):
     "Most bytes that tensors made inside `fn` held at one time on the host."
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record: fn()
     held = peak = 0
-    for event in sorted((e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
         peak = max(peak, held)
     return peak
 
 
 def unrestarted(op, k, tol, most=100):
-    "Steps of plain Lanczos with full reorthogonalisation until the `k` largest pairs have residual estimates below tol * value."
+    "Steps of plain Lanczos, fully reorthogonalised, until the `k` largest pairs have residual estimates below tol."
     f = tridiagonalize(op, randn(op.shape[0]).to(op.dtype), most)
     beta = torch.cat([f.beta, torch.tensor([f.beta_last], dtype=F64)])
     for m in range(k, most):
-        values, S = torch.linalg.eigh(torch.diag(f.alpha[:m]) + torch.diag(beta[:m - 1], 1) + torch.diag(beta[:m - 1], -1))
+        T = torch.diag(f.alpha[:m]) + torch.diag(beta[:m - 1], 1) + torch.diag(beta[:m - 1], -1)
+        values, S = torch.linalg.eigh(T)
         if (beta[m - 1] * S[-1, -k:].abs() <= tol * values[-k:].abs()).all(): return m
     raise AssertionError(f"not converged in {most} steps")
 
@@ -60,7 +65,8 @@ PROBLEMS = {  # operator, pairs, tolerance
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_products(name):
-    "The search takes no more products than Lanczos without restarts, but for the step between two looks at the pairs; certifying them takes a few for all of them together, and a probe."
+    """The search takes no more products than Lanczos without restarts, but for the step between two looks at the pairs;
+    certifying them takes a few for all of them together, and a probe."""
     make, k, tol = PROBLEMS[name]
     op = make()
     pairs = top_eigenpairs(op, k, tol=tol)
@@ -71,7 +77,7 @@ def test_products(name):
 
 
 def test_products_in_double_precision():
-    "Of a search in float32, only the certificate takes products in float64: one for each pair, as long as float32 is exact enough."
+    "Of a search in float32, only the certificate takes products in float64: one for each pair, if that is precise."
     op = HessianOperator(Objective(CNN, (IMAGES.repeat(3, 1, 1, 1) + .1 * randn(144, 1, 28, 28), DIGITS.repeat(3))))
     pairs, steps = top_eigenpairs(op, 5, tol=1e-3), unrestarted(HessianOperator(op.objective), 5, 1e-3)
     assert op.n_matvecs - pairs.n_single == 5 and pairs.n_matvecs <= steps + 4
@@ -90,36 +96,37 @@ def test_forward_passes_with_everything_kept(product):
         assert passes == [1, 48] and op.n_matvecs > 15
 
 
-def test_forward_passes_with_nothing_kept():
+@pytest.mark.parametrize("curvature", [HessianOperator, GGNOperator, FisherOperator])
+def test_forward_passes_with_nothing_kept(curvature):
     "One for each product, and one of a single example to look for dead ends and to try a product."
     objective = Objective(CNN, (IMAGES, DIGITS))
     with counted_passes(CNN) as passes:
-        op = HessianOperator(objective, memory_budget=0)
+        op = curvature(objective, memory_budget=0)
         assert passes == [1]
         top_eigenpairs(op, 3, tol=1e-3)
         assert passes == [1] + [48] * op.n_matvecs
 
 
-def test_bytes_of_a_record():
-    "A record holds less than was allowed for, and no more than a graph does."
+def test_bytes_of_a_trace():
+    "A trace holds less than was allowed for, and no more than a graph does."
     objective = Objective(CNN, (IMAGES, DIGITS))
     graph, replay = (HessianOperator(objective, product=p) for p in ("graph", "replay"))
     v, allowed = randn(objective.n_params), objective.cost.fixed + 48 * objective.cost.per_example
-    held = [t for piece, _ in replay._kept for t in piece.__wrapped__.__self__.buffers()]
+    held = [t for program in replay.kept.maps for t in program.constants.values()]
     assert sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()) <= allowed
     assert peak_bytes(lambda: replay.matvec(v)) <= min(peak_bytes(lambda: graph.matvec(v)), allowed)
 
 
-def test_a_record_writes_in_place(monkeypatch):
+def test_a_trace_writes_in_place(monkeypatch):
     "Where an operand is not needed any more, its memory holds the result."
     objective = Objective(build(lambda: nn.Sequential(nn.Linear(2, 400), nn.Tanh(), nn.Linear(400, 3))), (X, Y))
-    made = lambda: sum(e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]" and e.nbytes() > 0)
+    memory = lambda record: [e.nbytes() for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     bytes_made = []
     for in_place in (True, False):
-        if not in_place: monkeypatch.setattr(hessnb.curvature.operator, "_write_in_place", lambda graph: None)
+        if not in_place: monkeypatch.setattr(tracing, "write_in_place", lambda graph: None)
         op, v = HessianOperator(objective, product="replay"), randn(objective.n_params)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record: op.matvec(v)
-        bytes_made.append(made())
+        bytes_made.append(sum(b for b in memory(record) if b > 0))
     assert bytes_made[0] < .8 * bytes_made[1]
 
 
@@ -129,9 +136,12 @@ def test_bytes_of_a_search(product):
     objective = Objective(CNN, (IMAGES, DIGITS))
     op, row = HessianOperator(objective, product=product), objective.n_params * 8
     one, pairs = peak_bytes(lambda: op.matvec(randn(objective.n_params))), []
-    assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 3, tol=1e-3))) <= one + (2 * pairs[0].n_matvecs + 16) * row
-    assert peak_bytes(lambda: pairs.append(top_eigenpairs(op, 4, tol=1e-6))) <= one + (2 * pairs[1].n_matvecs + 40) * row and 32 < pairs[1].n_matvecs < 80
-    assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * (objective.cost.fixed + 48 * objective.cost.per_example)
+    first = peak_bytes(lambda: pairs.append(top_eigenpairs(op, 3, tol=1e-3)))
+    assert first <= one + (2 * pairs[0].n_matvecs + 16) * row
+    second = peak_bytes(lambda: pairs.append(top_eigenpairs(op, 4, tol=1e-6)))
+    assert second <= one + (2 * pairs[1].n_matvecs + 40) * row and 32 < pairs[1].n_matvecs < 80
+    allowed = objective.cost.fixed + 48 * objective.cost.per_example
+    assert peak_bytes(lambda: HessianOperator(objective, product=product)) <= 3 * allowed
 
 
 def test_passes_over_the_basis():
@@ -139,7 +149,8 @@ def test_passes_over_the_basis():
     class Count(TorchDispatchMode):
         n = 0
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.n += func is torch.ops.aten.mv.default and args[0].ndim == 2 and 4 < args[0].shape[0] < args[0].shape[1] == 300
+            by_a_matrix = func is torch.ops.aten.mv.default and args[0].ndim == 2
+            self.n += by_a_matrix and 4 < args[0].shape[0] < args[0].shape[1] == 300
             return func(*args, **kwargs or {})
     op = prescribed(np.r_[np.geomspace(10, 1, 8), np.linspace(-.5, .5, 292)])
     with Count() as count: pairs = top_eigenpairs(op, 8, tol=1e-9, miss_probability=1)
@@ -161,27 +172,31 @@ def test_a_quarter_of_the_budget():
     assert torch.allclose(a.values, b.values, rtol=1e-5) and a.n_matvecs == b.n_matvecs
 
 
-def test_double_precision_convolutions_go_through_in_small_pieces():
+def test_double_precision_convolutions_go_through_in_small_micro_batches():
     images, labels = randn(600, 1, 28, 28), torch.arange(600) % 3
-    whole, pieces = (Objective(CNN, (images, labels), dtype=dtype) for dtype in (torch.float32, torch.float64))
-    sizes = [len(t) for _, t in pieces.micro_batches()]
+    whole, cut = (Objective(CNN, (images, labels), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    sizes = [len(t) for _, t in cut.micro_batches()]
     assert [len(t) for _, t in whole.micro_batches()] == [600]
     assert len(sizes) > 2 and max(sizes) - min(sizes) < len(sizes) and sum(sizes) == 600
-    op = HessianOperator(pieces)
+    op = HessianOperator(cut)
     op.matvec(randn(op.shape[0]))
     assert peak_bytes(lambda: op.matvec(randn(op.shape[0]))) < 64 * 2**20  # as a whole: 240 MiB
 
 
-def test_pieces_of_large_examples_are_not_too_small():
-    model = build(lambda: nn.Sequential(nn.Conv2d(1, 160, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(160 * 784, 3)))  # 32 MiB hold fewer than 24
+def test_micro_batches_of_large_examples_are_not_too_small():
+    wide = lambda: nn.Sequential(nn.Conv2d(1, 160, 5, padding=2), nn.Tanh(), nn.Flatten(), nn.Linear(160 * 784, 3))
+    model = build(wide)  # 32 MiB hold fewer than 24
     assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS)).micro_batches()] == [24, 24]
     assert [len(t) for _, t in Objective(model, (IMAGES, DIGITS), memory_budget=2**24).micro_batches()] != [24, 24]
 
 
-@pytest.mark.parametrize("batches", [lambda X, y: (X, y), lambda X, y: list(zip(X.split(150), y.split(150)))], ids=["whole", "batches"])
-def test_data_and_parameters_are_not_charged_to_every_piece(batches):
+CUTS = dict(whole=lambda X, y: (X, y), batches=lambda X, y: list(zip(X.split(150), y.split(150))))
+
+
+@pytest.mark.parametrize("batches", CUTS.values(), ids=CUTS)
+def test_data_and_parameters_are_not_charged_to_every_micro_batch(batches):
     data = batches(randn(600, 1, 28, 28), torch.arange(600) % 3)
     objective = Objective(CNN, data)
     op = HessianOperator(objective, memory_budget=int(1.01 * 600 * objective.cost.per_example))
-    assert len(op._kept) > 2 and op.n_kept == 600 and op.n_kept * 8 * 784 < op._kept_bytes
+    assert len(op.kept.maps) > 2 and op.n_kept == 600 and op.n_kept * 8 * 784 < op.kept.n_bytes
     assert HessianOperator(objective, memory_budget=int(.9 * 600 * objective.cost.per_example)).n_kept < 600

@@ -15,12 +15,16 @@ from conftest import HERE
 pytestmark = pytest.mark.slow
 DOCS = HERE.parent / ".ci/docs"
 NBS = HERE.parent / "nbs"
-NOTEBOOKS = [p.relative_to(NBS).with_suffix("").as_posix() for folder in ("tutorials", "curvature", "boundary", "show", "paper", "") for p in sorted((NBS / folder).glob("*.ipynb")) if p.stem not in ("index", "start")]
-LOADS = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "audio": "src", "embed": "src", "object": "data", "form": "action"}
+WINGS = ("tutorials", "recipes", "curvature", "boundary", "show", "training", "paper")  # reading order
+TOP = ("names", "report", "cli", "main", "lab")
+NOTEBOOKS = [p.relative_to(NBS).with_suffix("").as_posix() for w in WINGS for p in sorted((NBS / w).glob("*.ipynb"))]
+NOTEBOOKS += [name for name in TOP if (NBS / f"{name}.ipynb").exists()]
+LOADS = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src",
+         "audio": "src", "embed": "src", "object": "data", "form": "action"}
 
 
 class Page(HTMLParser):
-    "The ids of a page, what it links to and what it loads; the text of each formula, and of everything that is neither code nor formula."
+    "The ids of a page, what it links to and what it loads; the text of everything that is neither code nor formula."
     def __init__(self, text):
         super().__init__()
         self.ids, self.links, self.loads, self.tags, self.text, self.inside = set(), [], [], defaultdict(int), [], []
@@ -42,11 +46,13 @@ class Page(HTMLParser):
         if not self.inside: self.text.append(data)
 
 
-def outside(address): return bool(re.match(r"(?:[a-z][a-z0-9+.-]*:)?//|(?!data:)[a-z][a-z0-9+.-]*:", address.strip("'\" ")))
+def outside(address):
+    return bool(re.match(r"(?:[a-z][a-z0-9+.-]*:)?//|(?!data:)[a-z][a-z0-9+.-]*:", address.strip("'\" ")))
 
 
 def build(*args, cwd=HERE.parent):
-    return subprocess.run([sys.executable, str(DOCS / "build.py"), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run([sys.executable, str(DOCS / "build.py"), *map(str, args)], cwd=cwd,
+                          capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,8 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pages(site): return {p.relative_to(site).as_posix(): Page(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
+def pages(site):
+    return {p.relative_to(site).as_posix(): Page(p.read_text(encoding="utf-8")) for p in site.rglob("*.html")}
 
 
 def broken(site, pages):
@@ -70,7 +77,9 @@ def broken(site, pages):
             target = (site / name).parent / unquote(parts.path) if parts.path else site / name
             if target.is_dir(): target = target / "index.html"
             if not target.is_file(): yield name, link
-            elif parts.fragment and target.suffix == ".html" and unquote(parts.fragment) not in pages[target.resolve().relative_to(site.resolve()).as_posix()].ids: yield name, link
+            elif parts.fragment and target.suffix == ".html":
+                page = pages[target.resolve().relative_to(site.resolve()).as_posix()]
+                if unquote(parts.fragment) not in page.ids: yield name, link
 
 
 def requests(site, pages):
@@ -78,7 +87,9 @@ def requests(site, pages):
     for name, page in pages.items(): yield from ((name, address) for address in page.loads if outside(address))
     for sheet in site.rglob("*.css"):
         for address in re.findall(r"(?:url\(|@import\s+)['\"]?([^)'\"]+)", sheet.read_text(encoding="utf-8")):
-            if outside(address) or not address.startswith(("data:", "#")) and not (sheet.parent / urlsplit(address).path).is_file(): yield sheet.name, address
+            beside = sheet.parent / urlsplit(address).path
+            if outside(address) or not address.startswith(("data:", "#")) and not beside.is_file():
+                yield sheet.name, address
 
 
 def test_every_notebook_is_a_page(pages):
@@ -86,10 +97,17 @@ def test_every_notebook_is_a_page(pages):
     assert {f"{n}.html" for n in NOTEBOOKS} | {"start.html", "index.html", "api.html", "search.html"} <= set(pages)
 
 
-def test_front_page_leads_everywhere_tutorials_first(pages):
-    links = [link for link in pages["index.html"].links if re.match(r"(\w+/)?\w+\.html$", link) and not link.startswith("api/")]
-    order = [link for link in dict.fromkeys(links) if link not in ("index.html", "search.html", "genindex.html")]
-    assert order == [f"{n}.html" for n in ("start", *NOTEBOOKS, "api")]
+def test_front_page_leads_everywhere_in_reading_order(pages):
+    links = [link for link in pages["index.html"].links if re.match(r"(\w+/)?\w+\.html$", link)]
+    order = [n for n in dict.fromkeys(links) if n not in ("index.html", "search.html", "genindex.html")]
+    assert [n for n in order if not n.startswith("api/")] == [f"{n}.html" for n in ("start", *NOTEBOOKS, "api")]
+
+
+def test_a_caption_for_every_wing(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    captions = re.findall(r'<p class="caption"[^>]*><span class="caption-text">([^<:]*)', text)
+    wings = [w.capitalize() for w in WINGS[2:] if (NBS / w).exists()]
+    assert captions == ["Start", *wings, "Use", "Reference"]
 
 
 def test_no_broken_link(site, pages):
@@ -102,36 +120,50 @@ def test_no_request_to_another_host(site, pages): assert list(requests(site, pag
 
 def test_formulas_are_drawn(pages):
     assert sum(p.tags["math"] for p in pages.values()) > 200
-    left = {n: found for n, p in pages.items() if (found := re.findall(r"\$\$|\\(?:frac|sum|lambda|alpha|langle)\b|\{(?:ref|py:\w+|doc)\}", " ".join(p.text)))}
-    assert not left
+    undrawn = re.compile(r"\$\$|\\(?:frac|sum|lambda|alpha|langle)\b|\{(?:ref|py:\w+|doc)\}")
+    assert not {n: found for n, p in pages.items() if (found := undrawn.findall(" ".join(p.text)))}
 
 
-def test_public_names_have_an_anchor_a_signature_and_a_notebook(site, pages):
-    ids = set().union(*(p.ids for n, p in pages.items() if n.startswith("api/")))
-    assert {f"hessnb.{n}" for n in hessnb.__all__} <= ids
-    lanczos = pages["api/curvature.lanczos.html"]
-    assert {"../curvature/08_lanczos.html#nb-function-top-eigenpairs", "../curvature/08_lanczos.html#nb-class-eigenpairs"} <= set(lanczos.links)
-    text = re.sub(r"<[^>]*>|\s", "", (site / "api/curvature.lanczos.html").read_text(encoding="utf-8"))
-    assert "hessnb.top_eigenpairs(op:SymmetricOperator,k:int,*,which:Literal['LA','SA','LM','BE']='LA',tol:float=1e-06," in text
-    assert "budgetofproductsforthesearch" in text and "hessnb.EigenPairs.refine" in lanczos.ids
+def test_public_names_and_no_others_stand_in_the_reference(site, pages):
+    reference = {n: p for n, p in pages.items() if n.startswith("api/")}
+    ids = {i for p in reference.values() for i in p.ids if re.fullmatch(r"hessnb\.\w+", i)}
+    assert ids == {f"hessnb.{n}" for n in hessnb.__all__}
+    every = set().union(*(p.ids for p in pages.values()))
+    assert {"hessnb.curvature.params.flatten", "nb-function-top-eigenpairs", "nb-class-eigenpairs"} <= every
+    text = "".join(re.sub(r"<[^>]*>|\s", "", (site / n).read_text(encoding="utf-8")) for n in reference)
+    assert re.search(r"hessnb\.top_eigenpairs\(op:[^,]*,k:int,\*,.*which:Literal\['LA','SA','LM','BE'\]='LA',", text)
+    assert {"hessnb.Objective.value", "hessnb.HessianOperator.matvec", "hessnb.EigenvectorSliders.close"} <= every
+
+
+def test_every_public_name_has_an_example_and_no_table_is_empty(site, pages):
+    for name in (n for n in pages if n.startswith("api/")):
+        text = (site / name).read_text(encoding="utf-8")
+        sections = re.split(r'<section id="[^"]*">', text)[2:]
+        assert sections and all("<em>Example</em>" in s and "highlight-python" in s for s in sections), name
+        for shown in re.findall(r"<table.*?</table>", text, flags=re.S):
+            meanings = re.findall(r"<tr[^>]*>(?:\s*<td>.*?</td>){2}\s*<td>(.*?)</td>", shown, flags=re.S)
+            assert any(re.sub(r"<[^>]*>|\s", "", m) for m in meanings), shown
 
 
 def test_search_knows_the_names(site):
     index = (site / "searchindex.js").read_text(encoding="utf-8")
-    assert all(re.search(rf'["\s,{{]{n}["\s:]', index.replace("[[", "[ [")) for n in ("top_eigenpairs", "generalization_measure", "estimate_margin"))
+    assert all(re.search(rf'["\s,{{]{n}["\s:]', index.replace("[[", "[ ["))
+               for n in ("top_eigenpairs", "generalization_measure", "estimate_margin"))
 
 
 def test_hidden_cells_stay_hidden_and_code_is_folded(site):
-    text = (site / "curvature/08_lanczos.html").read_text(encoding="utf-8")
-    assert "default_exp" not in text and "#| export" not in text and text.count("hide above-input") > 10
+    text = "".join(p.read_text(encoding="utf-8") for p in (site / "curvature").glob("*.html"))
+    assert "default_exp" not in text and "#| export" not in text and text.count("hide above-input") > 50
 
 
 def test_crawler_finds_faults(site, pages, tmp_path):
-    (tmp_path / "a.html").write_text('<a id="x" href="#y">.</a><a href="b.html">.</a><img src="https://host/a.png"><script src="//host/b.js"></script>', encoding="utf-8")
+    (tmp_path / "a.html").write_text('<a id="x" href="#y">.</a><a href="b.html">.</a><img '
+                                     'src="https://host/a.png"><script src="//host/b.js"></script>', encoding="utf-8")
     (tmp_path / "s.css").write_text("@import 'https://host/c.css'; p { background: url(lost.png) }", encoding="utf-8")
     found = {"a.html": Page((tmp_path / "a.html").read_text(encoding="utf-8"))}
     assert [link for _, link in broken(tmp_path, found)] == ["#y", "b.html"]
-    assert [link for _, link in requests(tmp_path, found)] == ["https://host/a.png", "//host/b.js", "https://host/c.css", "lost.png"]
+    assert [link for _, link in requests(tmp_path, found)] == ["https://host/a.png", "//host/b.js",
+                                                               "https://host/c.css", "lost.png"]
 
 
 def test_signature_comes_from_the_source():

@@ -1,6 +1,7 @@
 "All eigenpairs that are not zero: as many as the dense matrix has, with true residuals, and nothing overlooked."
 import math
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,17 +11,31 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hessnb.curvature.lowrank as lowrank
-from conftest import F64, blobs, build, prescribed, quiet, randn, seeded, untouched
-from hessnb.paper.data import load_data
-from hessnb.curvature.lanczos import EigenPairs, criterion, dense_eigenpairs
-from hessnb.curvature.lowrank import log_escape_probability, nonzero_eigenpairs
+from conftest import F64, build, prescribed, quiet, randn, seeded, untouched
+from hessnb.curvature.basis import Basis
+from hessnb.curvature.completeness import log_escape_probability
+from hessnb.curvature.eigenpairs import EigenPairs, criterion, solve_dense
+from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.lowrank import RangeSearch, bound_by_block, bound_by_chains, nonzero_eigenpairs
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator, MatrixOperator
+from hessnb.curvature.operator import MatrixOperator
+from hessnb.curvature.search import Budget
+from hessnb.paper.data import load_data
+
+
+class Blocks(RangeSearch):
+    "A search that never goes over to the dense matrix."
+    def __init__(self, *args): super().__init__(*args[:-1], dense_fits=False)
+
+
+@pytest.fixture
+def blocks_only(monkeypatch): monkeypatch.setattr(lowrank, "RangeSearch", Blocks)
 
 
 class Users:
-    "An operator of the user's, which has no dense form; counts on its own."
-    def __init__(self, op): self.op, self.shape, self.dtype, self.device, self.n_matvecs = op, op.shape, op.dtype, op.device, 0
+    "An operator of the user's; counts on its own."
+    def __init__(self, op):
+        self.op, self.shape, self.dtype, self.device, self.n_matvecs = op, op.shape, op.dtype, op.device, 0
     def matvec(self, v): return self.matmat(v[None])[0]
     def matmat(self, V):
         self.n_matvecs += len(V)
@@ -33,13 +48,15 @@ def check(op, values, pairs, rtol=1e-8, products=None, value_atol=1e-13, tol=1e-
     scale = values.abs().max().item() if len(values) else 0.
     want = values[values.abs() > rtol * scale]
     assert len(pairs) == len(want), (len(pairs), len(want), pairs)
-    assert pairs.values.dtype == pairs.residuals.dtype == F64 and pairs.vectors.dtype == op.dtype and pairs.vectors.shape == (len(want), op.shape[0])
+    assert pairs.values.dtype == pairs.residuals.dtype == F64 and pairs.vectors.dtype == op.dtype
+    assert pairs.vectors.shape == (len(want), op.shape[0])
     assert (pairs.values.sort().values - want.sort().values).abs().le(value_atol * scale).all()
     assert pairs.values.abs().diff().le(1e-13 * scale).all() and pairs.which == "LM" and pairs.tol == tol
     assert (pairs.vectors @ pairs.vectors.T - torch.eye(len(want), dtype=F64)).abs().le(1e-11).all()
     true = (op.matmat(pairs.vectors) - pairs.values[:, None] * pairs.vectors).norm(dim=1)
     assert (true - pairs.residuals).abs().le(1e-2 * true + 2e-14 * scale).all()
-    assert torch.equal(pairs.converged, pairs.residuals <= criterion(pairs.values, scale, tol, torch.finfo(F64).eps)) and pairs.converged.all() and pairs.stopped == "converged"
+    assert torch.equal(pairs.converged, pairs.residuals <= criterion(pairs.values, scale, tol, torch.finfo(F64).eps))
+    assert pairs.converged.all() and pairs.stopped == "converged"
     assert 0 <= pairs.miss_probability <= 1e-3
     if products is not None: assert products == pairs.n_matvecs + pairs.n_certify
 
@@ -49,7 +66,8 @@ def spectra(n, seed):
     zeros = lambda m: np.zeros(max(0, n - m))
     yield "low rank", np.r_[rng.normal(size=n // 5), zeros(n // 5)], {}
     yield "indefinite, mirrored", np.r_[3., -3., 3., -3., 1e-6, -1e-6, 1e-7, zeros(7)], {}
-    yield "clusters", np.r_[5 + 1e-8 * np.arange(5), -5 + 1e-9 * np.arange(5), 1e-7 * (1 + 1e-4 * np.arange(20)), zeros(30)], {}
+    yield "clusters", np.r_[5 + 1e-8 * np.arange(5), -5 + 1e-9 * np.arange(5), 1e-7 * (1 + 1e-4 * np.arange(20)),
+                            zeros(30)], {}
     yield "repeats", np.r_[[2.] * (n // 6), [-1.] * (n // 6), [1e-7] * 5, zeros(n // 6 * 2 + 5)], {}
     yield "more copies than rows of a block", np.r_[[2.] * (n // 3), [1e-3] * 9, zeros(n // 3 + 9)], dict(block_size=4)
     yield "rank 0", np.zeros(n), {}
@@ -81,7 +99,7 @@ def test_spectra(n, seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_spectra_without_a_dense_form(seed):
+def test_spectra_without_a_dense_form(seed, blocks_only):
     for name, values, kwargs in spectra(120, seed):
         if name in ("huge", "tiny"): continue
         op = Users(prescribed(values, seed))
@@ -91,7 +109,8 @@ def test_spectra_without_a_dense_form(seed):
 
 
 @pytest.mark.parametrize("users", [False, True])
-def test_every_small_rank(users):
+def test_every_small_rank(users, monkeypatch):
+    if users: monkeypatch.setattr(lowrank, "RangeSearch", Blocks)
     for n in range(1, 13):
         for rank in range(n + 1):
             values = np.r_[np.linspace(1, 2, rank) * (-1.) ** np.arange(rank), np.zeros(n - rank)]
@@ -101,7 +120,8 @@ def test_every_small_rank(users):
 
 
 eigenvalue = st.one_of(st.sampled_from([0., 1., -1., 2., 5., 1e-6]), st.floats(-10, 10).map(lambda v: round(v, 6)))
-spectrum = st.lists(st.tuples(eigenvalue, st.integers(1, 9)), min_size=1, max_size=15).map(lambda runs: np.repeat([v for v, _ in runs], [m for _, m in runs]))
+copies = st.lists(st.tuples(eigenvalue, st.integers(1, 9)), min_size=1, max_size=15)
+spectrum = copies.map(lambda runs: np.repeat([v for v, _ in runs], [m for _, m in runs]))
 
 
 @settings(max_examples=80)
@@ -109,7 +129,8 @@ spectrum = st.lists(st.tuples(eigenvalue, st.integers(1, 9)), min_size=1, max_si
 def test_any_spectrum(values, seed, block_size, users):
     op = prescribed(values, seed)
     op = Users(op) if users else op
-    with quiet(): pairs = nonzero_eigenpairs(op, block_size=block_size, miss_probability=1e-6, generator=seeded(seed))
+    with quiet(), mock.patch.object(lowrank, "RangeSearch", Blocks if users else RangeSearch):
+        pairs = nonzero_eigenpairs(op, block_size=block_size, miss_probability=1e-6, generator=seeded(seed))
     check(op, values, pairs, products=op.n_matvecs)
 
 
@@ -132,7 +153,9 @@ def trained(data, layers, n, steps, seed=0):
     return model, op
 
 
-@pytest.mark.parametrize("data, layers, n, steps, seed", [("gauss", (20, 20), 12, 100, 0), ("gauss", (20, 20), 12, 300, 1), ("iris", (24, 24), 10, 200, 2), ("checkerboard", (30, 20), 16, 100, 3), ("moons", (40,), 15, 0, 4)])
+@pytest.mark.parametrize("data, layers, n, steps, seed", [
+    ("gauss", (20, 20), 12, 100, 0), ("gauss", (20, 20), 12, 300, 1), ("iris", (24, 24), 10, 200, 2),
+    ("checkerboard", (30, 20), 16, 100, 3), ("moons", (40,), 15, 0, 4)])
 def test_hessians(data, layers, n, steps, seed):
     model, op = trained(data, layers, n, steps, seed)
     dense = torch.linalg.eigvalsh(op.to_dense())
@@ -148,7 +171,8 @@ def test_hessians(data, layers, n, steps, seed):
     true = (op.matmat(pairs.vectors) - pairs.values[:, None] * pairs.vectors).norm(dim=1)
     assert (true <= 1.1 * pairs.residuals + 1e-12 * kept.abs().max()).all()  # up to the rounding of the products
     A = op.to_dense()
-    assert ((pairs.vectors.T * pairs.values) @ pairs.vectors - A).norm() <= 1e-7 * A.norm()  # nothing of weight is missing
+    rebuilt = (pairs.vectors.T * pairs.values) @ pairs.vectors
+    assert (rebuilt - A).norm() <= 1e-7 * A.norm()  # nothing of weight is missing
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -168,23 +192,29 @@ def test_single_precision(seed):
     top = values[values.abs().argsort(descending=True)].abs()[:len(pairs)]
     assert ((pairs.values.abs() - top).abs() <= cut * top[0]).all()
     true = (pairs.vectors.double() @ A - pairs.values[:, None] * pairs.vectors.double()).norm(dim=1)
-    assert (true <= 2 * pairs.residuals + cut * top[0]).all() and not pairs.converged.all() and pairs.stopped == "precision"
+    assert (true <= 2 * pairs.residuals + cut * top[0]).all() and not pairs.converged.all()
+    assert pairs.stopped == "precision"
 
 
 @pytest.mark.parametrize("rank, tail", [(30, 0.), (30, 3e-9)])
 def test_single_precision_spectra(rank, tail):
     values = np.r_[10. ** -np.linspace(0, 3, rank), np.full(500, tail)]
     for seed in range(3):
-        with pytest.warns(UserWarning, match="rounding floor of torch.float32; refine in double precision"): pairs = nonzero_eigenpairs(prescribed(values, seed, torch.float32), generator=seeded(seed))
-        assert len(pairs) == rank and (pairs.values - torch.as_tensor(values[:rank])).abs().max() < 1e-6 and pairs.miss_probability <= 1e-3
-        with quiet(): assert nonzero_eigenpairs(prescribed(values, seed, torch.float32), rtol=1e-4, tol=1e-2, generator=seeded(seed)).converged.all()
+        with pytest.warns(UserWarning, match="rounding floor of torch.float32; refine in double precision"):
+            pairs = nonzero_eigenpairs(prescribed(values, seed, torch.float32), generator=seeded(seed))
+        assert len(pairs) == rank and (pairs.values - torch.as_tensor(values[:rank])).abs().max() < 1e-6
+        assert pairs.miss_probability <= 1e-3
+        with quiet():
+            assert nonzero_eigenpairs(prescribed(values, seed, torch.float32), rtol=1e-4, tol=1e-2,
+                                      generator=seeded(seed)).converged.all()
 
 
 def test_seeds():
     values = np.r_[10. ** -np.linspace(0, 7, 40), np.zeros(300)]
     op = prescribed(values)
-    a, b, c = nonzero_eigenpairs(op, generator=seeded(1)), nonzero_eigenpairs(op, generator=seeded(1)), nonzero_eigenpairs(op, generator=seeded(2))
-    assert torch.equal(a.values, b.values) and torch.equal(a.vectors, b.vectors) and not torch.equal(a.vectors, c.vectors)
+    a, b, c = (nonzero_eigenpairs(op, generator=seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a.values, b.values) and torch.equal(a.vectors, b.vectors)
+    assert not torch.equal(a.vectors, c.vectors)
     assert torch.equal(nonzero_eigenpairs(op).values, nonzero_eigenpairs(op, generator=seeded(0)).values)
 
 
@@ -193,19 +223,20 @@ def test_few_products():
     values = np.r_[np.linspace(1, 2, 150), np.zeros(850)]
     pairs = nonzero_eigenpairs(prescribed(values))
     assert pairs.n_matvecs <= 150 + 2 * 64 and pairs.n_certify == 16
-    loose, sharp = (nonzero_eigenpairs(prescribed(10. ** -np.linspace(0, 40, 800)), rtol=1e-4, tol=tol) for tol in (1e-2, 1e-9))
+    op = prescribed(10. ** -np.linspace(0, 40, 800))
+    loose, sharp = (nonzero_eigenpairs(op, rtol=1e-4, tol=tol) for tol in (1e-2, 1e-9))
     assert len(loose) == len(sharp) == 80 and loose.n_matvecs < sharp.n_matvecs
 
 
 # what may be missing
 
 
-class Blind(lowrank._Search):
+class Blind(Blocks):
     "The first block does not see the last eigenvector."
     hidden = None
     def gaussian(self, k):
         W = super().gaussian(k)
-        return W - (W @ self.hidden)[:, None] * self.hidden if not self.used else W
+        return W - (W @ self.hidden)[:, None] * self.hidden if not self.budget.used else W
 
 
 @pytest.mark.parametrize("size", [1., -1., 1e-7, -3e-8])
@@ -214,21 +245,21 @@ def test_what_the_start_does_not_see_is_found(monkeypatch, size, tail):
     values = np.r_[np.linspace(1, 2, 20), np.full(300, tail), size]
     A = torch.diag(torch.as_tensor(values))
     Blind.hidden = torch.eye(len(values), dtype=F64)[-1]
-    monkeypatch.setattr(lowrank, "_Search", Blind)
+    monkeypatch.setattr(lowrank, "RangeSearch", Blind)
     for seed in range(5):
         op = Users(MatrixOperator(A))
         check(op, values, nonzero_eigenpairs(op, generator=seeded(seed)), products=op.n_matvecs)
-    assert len(nonzero_eigenpairs(MatrixOperator(A), miss_probability=1)) == 20 + (tail > 0 and size < 1e-6) * 0  # without the test it is not
+    assert len(nonzero_eigenpairs(MatrixOperator(A), miss_probability=1)) == 20  # without the test it is not
 
 
 def state(A, rows, rtol):
     "A search whose basis are these rows, multiplied."
     op = MatrixOperator(A)
-    search = lowrank._Search(op, rtol, 1e-6, 8, len(A), seeded(0), type("Bar", (), {"update": lambda self, k: None})(), False)
-    search.range.add(rows)
-    search.range.expand()
-    search.range.scale = 1.
-    search.assess()
+    search = RangeSearch(op, rtol, 1e-6, 8, len(A), seeded(0), Budget())
+    search.space.queue(rows)
+    search.space.expand()
+    search.space.scale = 1.
+    search.look()
     return search
 
 
@@ -237,18 +268,18 @@ def test_a_value_below_the_threshold_may_be_above_it():
     A, rows = torch.diag(torch.tensor([1., .6, 0., 0.], dtype=F64)), torch.eye(4, dtype=F64)[:2]
     rows[1, 1:3] = torch.tensor([.9, math.sqrt(.19)], dtype=F64)
     search = state(A, rows, .5)
-    assert search.values[0] < .5 and not search.assess()
-    assert state(A, torch.eye(4, dtype=F64)[:2], .5).assess()
+    assert search.values[0] < .5 and not search.look()
+    assert state(A, torch.eye(4, dtype=F64)[:2], .5).look()
 
 
 def test_the_bound_is_a_bound():
-    "One eigenvalue just beyond the threshold, outside of the basis: the share of starts with a bound below alpha is at most alpha."
+    "One eigenvalue just beyond the threshold, outside of the basis: a bound below alpha is as rare as alpha."
     A = torch.diag(torch.tensor([1., .5001, .1, -.1, 0., 0.], dtype=F64))
     logs = []
     for seed in range(1500):
         search = state(A, torch.eye(6, dtype=F64)[:1], .5)
         search.generator = seeded(seed)
-        logs.append(search.test(2)[0])
+        logs.append(bound_by_block(search, 2)[0])
     p = torch.tensor(logs).exp()
     for alpha in (.02, .1, .3): assert (p <= alpha).double().mean() <= alpha + 3 * math.sqrt(alpha / 1500)
     assert (p <= .9).double().mean() > .5  # and it is not trivial
@@ -261,17 +292,17 @@ def test_a_coupling_is_seen(sign):
     A[0, 1] = A[1, 0] = 1.
     A[2, 2] = sign
     search = state(A, torch.eye(6, dtype=F64)[[0, 2]], .5)
-    assert len(search.range.pending) == 1 and not search.values.abs().gt(2).any()
-    assert search.test(4)[0] > math.log(1e-3)
+    assert len(search.space.pending) == 1 and not search.values.abs().gt(2).any()
+    assert bound_by_block(search, 4)[0] > math.log(1e-3)
 
 
 def test_both_signs_are_tested():
     for sign in (1, -1):
         search = state(torch.diag(torch.tensor([1., sign * .9, 0., 0.], dtype=F64)), torch.eye(4, dtype=F64)[:1], .5)
-        assert search.test(3)[0] > math.log(1e-3)
-        assert search.chains(1e-3, 64) == 1
+        assert bound_by_block(search, 3)[0] > math.log(1e-3)
+        assert bound_by_chains(search, 1e-3, 64) == 1
     nothing_left = state(torch.diag(torch.tensor([1., 0., 0., 0.], dtype=F64)), torch.eye(4, dtype=F64)[:1], .5)
-    assert 0 < nothing_left.chains(1e-3, 64) < 1e-12  # a chain that ends at rounding does not claim certainty
+    assert 0 < bound_by_chains(nothing_left, 1e-3, 64) < 1e-12  # a chain that ends at rounding does not claim certainty
 
 
 def test_chains_certify_a_tail():
@@ -286,15 +317,17 @@ def test_chains_certify_a_tail():
 def test_attempts_share_the_goal(monkeypatch):
     "The j-th attempt counts j (j + 1) times."
     bounds = iter([6e-4, 1e-4, 1e-4])
-    test = lowrank._Search.test
-    monkeypatch.setattr(lowrank._Search, "test", lambda self, k: (math.log(next(bounds)), test(self, k)[1]))
+    test = bound_by_block
+    monkeypatch.setattr(lowrank, "bound_by_block", lambda search, k: (math.log(next(bounds)), test(search, k)[1]))
     op = prescribed(np.r_[np.linspace(1, 2, 9), np.zeros(200)])
     assert nonzero_eigenpairs(op).miss_probability == pytest.approx(6e-4)  # 1.2e-3 at first, which is above the goal
     assert nonzero_eigenpairs(op).miss_probability == pytest.approx(2e-4)
 
 
-@pytest.mark.parametrize("norms, sigma, p", [([1., .2], 1., .6826894921 ** 2), ([0.], 1., 0.), ([3.], 1.5, .9544997361), ([1e9] * 5, 1., 1.)])
-def test_escape_probability(norms, sigma, p): assert math.exp(log_escape_probability(torch.tensor(norms, dtype=F64), sigma)) == pytest.approx(p, rel=1e-8)
+@pytest.mark.parametrize("norms, sigma, p", [([1., .2], 1., .6826894921 ** 2), ([0.], 1., 0.), ([3.], 1.5, .9544997361),
+                                             ([1e9] * 5, 1., 1.)])
+def test_escape_probability(norms, sigma, p):
+    assert math.exp(log_escape_probability(torch.tensor(norms, dtype=F64), sigma)) == pytest.approx(p, rel=1e-8)
 
 
 # what does not fit, and bad input
@@ -303,24 +336,29 @@ def test_escape_probability(norms, sigma, p): assert math.exp(log_escape_probabi
 def test_too_little_memory():
     values = np.r_[np.linspace(1, 2, 150), np.zeros(600)]
     op = prescribed(values)
-    with pytest.raises(ValueError, match=r"at least (\d+) of 750 eigenvalues are beyond rtol=1e-08, and basis_bytes=.* holds 100 vectors.*raise basis_bytes .*raise rtol, or ask top_eigenpairs") as e: nonzero_eigenpairs(op, basis_bytes=2 * 100 * 750 * 8)
+    message = (r"at least (\d+) of 750 eigenvalues are beyond rtol=1e-08, and basis_bytes=.* holds 100 vectors.*"
+               "raise basis_bytes .*raise rtol, or ask top_eigenpairs")
+    with pytest.raises(ValueError, match=message) as e:
+        nonzero_eigenpairs(op, basis_bytes=2 * 100 * 750 * 8)
     assert 30 <= int(str(e.value).split()[2]) <= 100
     check(op, values, nonzero_eigenpairs(op, basis_bytes=2 * 200 * 750 * 8))
-    with pytest.raises(ValueError, match="holds 15 vectors of 750 numbers and their products; at least 16 are needed: raise it"): nonzero_eigenpairs(op, basis_bytes=2 * 16 * 750 * 8 - 1)
+    with pytest.raises(ValueError,
+                       match="holds 15 vectors of 750 numbers and their products; at least 16 are needed: raise it"):
+        nonzero_eigenpairs(op, basis_bytes=2 * 16 * 750 * 8 - 1)
 
 
 def test_memory_is_bounded(monkeypatch):
-    rows, store = [], lowrank._Range._store
-    monkeypatch.setattr(lowrank._Range, "_store", lambda self, Z, W: (store(self, Z, W), rows.append((len(self.basis), len(self.products))))[0])
+    held, append = [], Basis.append
+    monkeypatch.setattr(Basis, "append", lambda self, rows: (append(self, rows), held.append(len(self.storage)))[0])
     values = np.r_[np.linspace(1, 2, 150), np.zeros(600)]
     nonzero_eigenpairs(prescribed(values), basis_bytes=2 * 200 * 750 * 8)
-    assert max(map(max, rows)) <= 200
+    assert 150 <= max(held) <= 200
 
 
 def test_half_of_the_space_goes_dense(monkeypatch):
     values = np.r_[np.linspace(1, 2, 70), np.zeros(50)]
     op, calls = prescribed(values), []
-    monkeypatch.setattr(lowrank, "dense_eigenpairs", lambda *a, **k: (calls.append(1), dense_eigenpairs(*a, **k))[1])
+    monkeypatch.setattr(lowrank, "solve_dense", lambda *args: (calls.append(1), solve_dense(*args))[1])
     check(op, values, nonzero_eigenpairs(op), products=op.n_matvecs)
     assert calls == [1]
     low = np.r_[np.linspace(1, 2, 20), np.zeros(100)]
@@ -332,8 +370,11 @@ def test_half_of_the_space_goes_dense(monkeypatch):
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    (dict(rtol=1e-15), r"rtol must be at least 2.2e-14 \(100 eps of torch.float64: smaller eigenvalues are rounding\) and below 1, got 1e-15"), (dict(rtol=1.), "below 1, got 1.0"), (dict(rtol=math.nan), "got nan"), (dict(rtol=-1.), "got -1"),
-    (dict(tol=0), "tol must be positive"), (dict(tol=1.), "tol must be below 1"), (dict(block_size=0), "block_size must be at least 1, got 0"),
+    (dict(rtol=1e-15), r"rtol must be at least 2.2e-14 \(100 eps of torch.float64: smaller eigenvalues are rounding\) "
+                       "and below 1, got 1e-15"),
+    (dict(rtol=1.), "below 1, got 1.0"), (dict(rtol=math.nan), "got nan"), (dict(rtol=-1.), "got -1"),
+    (dict(tol=0), "tol must be positive"), (dict(tol=1.), "tol must be below 1"),
+    (dict(block_size=0), "block_size must be at least 1, got 0"),
 ])
 def test_bad_arguments(kwargs, message):
     op = prescribed(np.ones(20))
@@ -343,27 +384,32 @@ def test_bad_arguments(kwargs, message):
 
 def test_bad_operators():
     for wrong in (torch.eye(3), nn.Linear(2, 2), None, "H"):
-        with pytest.raises(TypeError, match="expected an operator, got .*: wrap a symmetric matrix in MatrixOperator"): nonzero_eigenpairs(wrong)
+        with pytest.raises(TypeError, match="expected an operator, got .*: wrap a symmetric matrix in MatrixOperator"):
+            nonzero_eigenpairs(wrong)
     op = Users(prescribed(np.ones(40)))
     op.matmat = lambda V: V * math.nan
     with pytest.raises(ValueError, match="a product with the operator is NaN or infinite"): nonzero_eigenpairs(op)
     later, calls = Users(prescribed(np.r_[np.linspace(1, 2, 20), np.zeros(300)])), []
-    later.matmat = lambda V: (calls.append(1), later.op.matmat(V) / (len(calls) < 2))[1] if len(calls) < 1 else later.op.matmat(V) * math.inf
+    later.matmat = lambda V: (calls.append(1), later.op.matmat(V) * (1 if len(calls) < 2 else math.inf))[1]
     with pytest.raises(ValueError, match="NaN or infinite"): nonzero_eigenpairs(later)
 
 
 def test_progress():
     op, seen = prescribed(np.r_[np.linspace(1, 2, 150), np.zeros(600)]), []
     pairs = nonzero_eigenpairs(op, progress=lambda products, found: seen.append((products, found)))
-    assert seen[-1][0] == pairs.n_matvecs + pairs.n_certify and seen[-1][1] == 150 and sorted(seen) == seen and pairs.stopped == "converged"
+    assert seen[-1][0] == pairs.n_matvecs + pairs.n_certify and seen[-1][1] == 150 and sorted(seen) == seen
+    assert pairs.stopped == "converged"
     for stop in (1, 100, 200):
-        with pytest.warns(UserWarning, match=r"the search was stopped after \d+ products: \d+ pairs are there"): pairs = nonzero_eigenpairs(op, progress=lambda products, found: products >= stop)
-        assert isinstance(pairs, EigenPairs) and pairs.stopped == "halted" and pairs.miss_probability == 1 and len(pairs) < 151 and "halted" in repr(pairs)
+        with pytest.warns(UserWarning, match=r"the search was stopped after \d+ products: \d+ pairs are there"):
+            pairs = nonzero_eigenpairs(op, progress=lambda products, found: products >= stop)
+        assert isinstance(pairs, EigenPairs) and pairs.stopped == "halted" and pairs.miss_probability == 1
+        assert len(pairs) < 151 and "halted" in repr(pairs)
 
 
 def test_an_empty_result_is_a_result():
     pairs = nonzero_eigenpairs(MatrixOperator(torch.zeros(30, 30)))
-    assert len(pairs) == 0 and pairs.vectors.shape == (0, 30) and pairs.relative_residuals.shape == (0,) and "0/0" in repr(pairs)
+    assert len(pairs) == 0 and pairs.vectors.shape == (0, 30) and pairs.relative_residuals.shape == (0,)
+    assert "0/0" in repr(pairs)
 
 
 def test_products_that_are_not_exact():
@@ -373,7 +419,9 @@ def test_products_that_are_not_exact():
     values = np.r_[np.linspace(1, 2, 20), [1e-7] * 10, np.zeros(270)]
     for seed in range(3):
         op = Noisy(prescribed(values, seed))
-        with pytest.warns(UserWarning, match=r"products are exact to \de-0[456] of the largest eigenvalue, so that takes the place of rtol=1e-08"): pairs = nonzero_eigenpairs(op, generator=seeded(seed))
+        message = r"products are exact to \de-0[456] of the largest eigenvalue, so that takes the place of rtol=1e-08"
+        with pytest.warns(UserWarning, match=message):
+            pairs = nonzero_eigenpairs(op, generator=seeded(seed))
         assert len(pairs) == 20 and pairs.n_matvecs < 150
 
 
@@ -383,4 +431,6 @@ def test_large_spectra(seed):
     for name, values, kwargs in spectra(2000, seed):
         if name in ("huge", "tiny", "full rank"): continue
         op = prescribed(values, seed)
-        with quiet(): check(op, values, nonzero_eigenpairs(op, generator=seeded(seed), **kwargs), kwargs.get("rtol", 1e-8), value_atol=1e-12)
+        with quiet():
+            check(op, values, nonzero_eigenpairs(op, generator=seeded(seed), **kwargs), kwargs.get("rtol", 1e-8),
+                  value_atol=1e-12)

@@ -1,21 +1,24 @@
-"Distances to the boundary against closed forms, a dense grid and a search over all examples; and what the search must not do."
+"""Distances to the boundary against closed forms, a dense grid and a search over all examples; and what the search
+must not do."""
 import math
 
 import pytest
 import torch
+from test_reference import network  # noqa: F401, a fixture
 from torch import nn
 from torch.testing import assert_close
 
-import hessnb.boundary.margin as margin_module
-from conftest import F64, Formula, build, data_files, quiet, randn, seeded, untouched
+from conftest import F64, Formula, build, quiet, randn, seeded, untouched
+from hessnb.boundary import distance, search
+from hessnb.boundary import margin as margin_module
 from hessnb.boundary.alignment import align
-from hessnb.boundary.plane import trace_boundary
-from hessnb.curvature.lanczos import top_eigenpairs
-from hessnb.boundary.margin import BoundaryDistances, estimate_margin, nearest_boundary, support_examples
-from hessnb.paper.minima import find_minimum
+from hessnb.boundary.curves import trace_boundary
+from hessnb.boundary.distance import BoundaryDistances, nearest_boundary
+from hessnb.boundary.margin import as_margin, estimate_margin, support_examples
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator
-from test_reference import network  # noqa: F401, a fixture
+from hessnb.curvature.top import top_eigenpairs
+from hessnb.paper.zoo import find_minimum
 
 
 def of(fn, X): return Objective(Formula(fn).eval(), (X, torch.zeros(len(X), dtype=torch.int64)))
@@ -27,7 +30,8 @@ def two(score):
 
 
 def distance_to_halfspace(x, w, b, norm, box):
-    "Exact distance of one input to `w x + b = 0` within a box: the shortest way is cut off at the box, its length the root of a monotone function."
+    """Exact distance of one input to `w x + b = 0` within a box: the shortest way is cut off at the box, its length
+    the root of a monotone function."""
     slope = (w @ x + b).sign() * w
     if box is None: return ((w @ x + b).abs() / (w.norm() if norm == "l2" else w.abs().sum())).item()
     at = lambda t: (x - t * (slope if norm == "l2" else slope.sign())).clamp(*box)
@@ -56,17 +60,21 @@ def test_halfspace(D, norm, box):
     reachable = truth.isfinite()
     excess = found.values[reachable] / truth[reachable] - 1
     assert excess.min() > -1e-9 and excess.max() < .01 and excess.median() < 2e-3, excess
-    if D == 20: assert estimate_margin(objective, X, None, n_candidates=25, norm=norm, box=box).value == pytest.approx(truth.min().item(), rel=.01)
+    if D == 20:
+        assert estimate_margin(objective, X, None, n_candidates=25, norm=norm,
+                               box=box).value == pytest.approx(truth.min().item(), rel=.01)
 
 
 @pytest.mark.parametrize("D", [2, 20])
 def test_sphere(D):
-    centre, X = randn(D, seed=1) * .3 / D**.5, randn(30, D, seed=2) * torch.linspace(.2, 2, 30, dtype=F64)[:, None] / D**.5
+    centre, X = randn(D, seed=1) * .3 / D**.5, randn(30, D, seed=2) * torch.linspace(.2, 2, 30, dtype=F64)[:,
+            None] / D**.5
     objective = of(two(lambda x: (x - centre).square().sum(1) - 1), X)
     found = nearest_boundary(objective, X)
     truth = ((X - centre).norm(dim=1) - 1).abs()
     assert found.verified.all() and (found.values / truth - 1).abs().max() < 3e-3
-    assert ((found.points - centre).norm(dim=1) - 1).abs().max() < 2e-3 and (objective.predict(X).argmax(1) == 0).sum() not in (0, 30)
+    assert ((found.points - centre).norm(dim=1) - 1).abs().max() < 2e-3 and (objective.classes(X) == 0).sum() not in (0,
+            30)
 
 
 @pytest.mark.parametrize("D", [2, 20])
@@ -82,11 +90,12 @@ def test_three_linear_classes(D, norm):
     found = nearest_boundary(objective, X, norm=norm)
     assert (found.values / truth - 1).max() < 5e-3 and (found.values / truth - 1).min() > -1e-9
     clear = all_three.sort(1).values[:, 1] > 1.02 * truth
-    assert clear.sum() > 20 and found.classes.equal(objective.predict(torch.stack([X, found.points], 1).flatten(0, 1)).argmax(1).reshape(-1, 2))
+    assert clear.sum() > 20 and found.classes.equal(objective.predict(torch.stack([X, found.points], 1).flatten(0,
+            1)).argmax(1).reshape(-1, 2))
     assert found.classes[clear].equal(torch.stack([own, other], 1)[clear])
 
 
-def test_reference_checkerboards(network):  # noqa: F811
+def test_reference_checkerboards(network):
     op, data = network
     if "margin_true_dist" not in data: pytest.skip("no true distances for this network")
     X, truth = torch.tensor(data["X_train"]).double(), torch.tensor(data["margin_true_dist"]).double()
@@ -119,17 +128,19 @@ def test_few_examples_give_the_margin_of_all(trained):
     every = nearest_boundary(objective, X)
     for options in ({}, {"n_directions": 2}, {"n_candidates": 6}):
         margin = estimate_margin(objective, X, pairs, **options)
-        assert margin.nearest == int(every.values.argmin()) and margin.value == pytest.approx(every.values.min().item(), rel=5e-3)
+        assert margin.nearest == int(every.values.argmin()) and margin.value == pytest.approx(every.values.min().item(),
+                rel=5e-3)
         assert 8 * margin.n_forward < every.n_forward or len(margin.candidates) > 6
     assert (margin.boundary_point - X[margin.nearest]).norm().item() == pytest.approx(margin.value)
-    assert margin.classes == tuple(objective.predict(torch.stack([X[margin.nearest], margin.boundary_point])).argmax(1).tolist()) and margin.classes[0] != margin.classes[1]
+    own, beyond = objective.classes(torch.stack([X[margin.nearest], margin.boundary_point])).tolist()
+    assert margin.classes == (own, beyond) and own != beyond
 
 
 def test_no_random_direction_is_shorter(trained):
     "Rays of .99 of the distance in 400 random directions and towards every example: none is predicted otherwise."
     objective, X, _ = trained
     found = nearest_boundary(objective, X)
-    own = objective.predict(X).argmax(1)
+    own = objective.classes(X)
     for norm, lengths in (("l2", found.values), ("linf", nearest_boundary(objective, X, norm="linf").values)):
         for i in range(0, 90, 9):
             d = torch.cat([randn(400, 4, seed=i), X - X[i], X - X[i] + .3 * randn(90, 4, seed=i)])
@@ -139,7 +150,8 @@ def test_no_random_direction_is_shorter(trained):
 
 
 def test_dense_grid_of_directions():
-    "A random network in the plane with many pieces of boundary; 800 directions for each input, each bisected at its first crossing."
+    """A random network in the plane with many pieces of boundary; 800 directions for each input, each bisected at
+    its first crossing."""
     net = build(lambda: nn.Sequential(nn.Linear(2, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 4)), 7)
     with torch.no_grad():
         for p in net.parameters(): p *= 3.
@@ -147,7 +159,7 @@ def test_dense_grid_of_directions():
     X = randn(30, 2, seed=8)
     objective = Objective(net, (X, torch.zeros(30, dtype=torch.int64)))
     found = nearest_boundary(objective, X)
-    angle, own, truth = torch.arange(800) * (2 * math.pi / 800), objective.predict(X).argmax(1), []
+    angle, own, truth = torch.arange(800) * (2 * math.pi / 800), objective.classes(X), []
     d = torch.stack([angle.cos(), angle.sin()], 1).double()
     for x, y, reach in zip(X, own, found.values):
         reach = min(reach.item() * 1.2, 5.)
@@ -177,7 +189,8 @@ def test_a_sliver_between_the_starts_is_seen():
 
 
 def test_ends_of_other_searches_are_shared(monkeypatch):
-    "In 20 dimensions, where nothing is looked around: a ball that the first input has no start towards, but its neighbour has."
+    """In 20 dimensions, where nothing is looked around: a ball that the first input has no start towards, but its
+    neighbour has."""
     def score(x): return torch.maximum(10 * (1 - (x - 3 * torch.eye(20, dtype=x.dtype)[0]).norm(dim=1)), x[:, 1] - 2.5)
     pool = torch.zeros(2, 20, dtype=F64)
     pool[0, 0], pool[1, 1] = 3., 2.6
@@ -187,18 +200,21 @@ def test_ends_of_other_searches_are_shared(monkeypatch):
     alone, together = (nearest_boundary(objective, x, pool=pool, n_starts=1).values for x in (X[:1], X))
     assert_close(alone, torch.tensor([2.5], dtype=F64), rtol=2e-3, atol=0)
     assert_close(together, torch.tensor([2., .5], dtype=F64), rtol=2e-3, atol=0)
-    monkeypatch.setattr(margin_module, "_ENTRIES", 1)
+    for room in (search, distance): monkeypatch.setattr(room, "HELD_DISTANCES", 1)
     assert nearest_boundary(objective, X.flip(0), pool=pool, n_starts=1).values.equal(together.flip(0))
 
 
 def test_every_class_is_started_towards():
     "The nearest examples are all of class 1; class 2 has one example farther away, whose boundary is nearer."
-    def score(x): return torch.stack([torch.zeros_like(x[:, 0]), 5 * (x[:, 0] - 1), 3 * (x - 0).select(1, 1) - .9 * 3 + 0 * x[:, 0]], 1)
+    def score(x):
+        return torch.stack([torch.zeros_like(x[:, 0]), 5 * (x[:, 0] - 1),
+                            3 * (x - 0).select(1, 1) - .9 * 3 + 0 * x[:, 0]], 1)
     pool = torch.zeros(7, 20, dtype=F64)
     pool[1:6, 0], pool[6, 1] = torch.linspace(1.1, 1.5, 5, dtype=F64), 4.
     found = nearest_boundary(of(score, pool), pool[:1], pool=pool, n_starts=4)
     assert found.values.item() == pytest.approx(.9, rel=2e-3) and found.classes.tolist() == [[0, 2]]
-    assert found.by_start[0, 1].item() == pytest.approx(.9, rel=.02) and found.by_start[0, 0].item() == pytest.approx(1., rel=.02)
+    assert found.by_start[0, 1].item() == pytest.approx(.9, rel=.02) and found.by_start[0,
+            0].item() == pytest.approx(1., rel=.02)
 
 
 @pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-6])
@@ -206,11 +222,13 @@ def test_both_sides_within_the_tolerance(trained, tol):
     objective, X, _ = trained
     found = nearest_boundary(objective, X[:20], pool=X, tol=tol)
     own, beyond = objective.predict(found.inside).argmax(1), objective.predict(found.points).argmax(1)
-    assert found.verified.all() and own.equal(objective.predict(X[:20]).argmax(1)) and (beyond != own).all() and found.classes.equal(torch.stack([own, beyond], 1))
+    assert found.verified.all() and own.equal(objective.predict(X[:20]).argmax(1)) and (beyond != own).all()
+    assert found.classes.equal(torch.stack([own, beyond], 1))
     outer, inner = (found.points - X[:20]).norm(dim=1), (found.inside - X[:20]).norm(dim=1)
     assert_close(outer, found.values)
     assert ((outer - inner) <= tol * outer * (1 + 1e-6)).all() and (inner < outer).all()
-    assert (found.by_start.amin(1) >= found.values * (1 - 1e-12)).all() and (found.by_start.amin(1) <= found.values * 1.02).all()
+    assert (found.by_start.amin(1) >= found.values * (1 - 1e-12)).all()
+    assert (found.by_start.amin(1) <= found.values * 1.02).all()
 
 
 def test_first_crossing_on_the_way():
@@ -246,12 +264,13 @@ def test_single_precision(trained):
     fine, coarse = nearest_boundary(objective, X), nearest_boundary(objective.to(torch.float32), X.float())
     assert coarse.values.dtype == coarse.points.dtype == torch.float32 and coarse.verified.all()
     assert (coarse.values.double() / fine.values - 1).abs().max() < .01
-    assert estimate_margin(objective.to(torch.float32), X, pairs).value == pytest.approx(fine.values.min().item(), rel=5e-3)
+    assert estimate_margin(objective.to(torch.float32), X, pairs).value == pytest.approx(fine.values.min().item(),
+            rel=5e-3)
 
 
 def test_pieces_and_batches_do_not_matter(trained):
     objective, X, pairs = trained
-    y = objective.predict(X).argmax(1)
+    y = objective.classes(X)
     small = Objective(objective.model, [(X[:50], y[:50]), (X[50:83], y[50:83]), (X[83:], y[83:])], memory_budget=8_000)
     assert 1 <= small.micro_batch_size < 10
     a, b = (nearest_boundary(o, X[:12], pool=X) for o in (objective, small))
@@ -263,19 +282,21 @@ def test_pieces_and_batches_do_not_matter(trained):
 def test_matrices_of_distances_in_rows(trained, monkeypatch):
     objective, X, _ = trained
     whole = nearest_boundary(objective, X[:20], pool=X)
-    monkeypatch.setattr(margin_module, "_ENTRIES", 7 * len(X))
+    for room in (search, distance): monkeypatch.setattr(room, "HELD_DISTANCES", 7 * len(X))
     rows = nearest_boundary(objective, X[:20], pool=X)
     assert rows.values.equal(whole.values) and rows.by_start.equal(whole.by_start) and rows.n_forward == whole.n_forward
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_images(norm):
-    net = build(lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)), 3)
+    net = build(lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
+                3)
     X = torch.rand(12, 1, 8, 8, generator=seeded(0), dtype=F64)
     with torch.no_grad(): net[-1].bias -= net(X).mean(0)
     objective = Objective(net, (X, torch.arange(12) % 3))
     found = nearest_boundary(objective, X, norm=norm, box=(0., 1.))
-    assert found.points.shape == X.shape and found.verified.all() and found.points.min() >= 0 and found.points.max() <= 1
+    assert found.points.shape == X.shape and found.verified.all() and found.points.min() >= 0
+    assert found.points.max() <= 1
     step = (found.points - X).flatten(1)
     assert_close(step.norm(dim=1) if norm == "l2" else step.abs().amax(1), found.values)
     flat = Objective(nn.Sequential(nn.Unflatten(1, (1, 8, 8)), *net), (X.flatten(1), torch.arange(12) % 3))
@@ -300,7 +321,9 @@ def test_modes_of_the_caller_do_not_matter(trained):
     with torch.no_grad(): without = estimate_margin(objective, X, pairs)
     with torch.autocast("cpu", dtype=torch.bfloat16): cast = estimate_margin(objective, X, pairs)
     attached = estimate_margin(objective, wants_grad, pairs)
-    for other in (inside, without, cast, attached): assert other.value == plain.value and other.candidates == plain.candidates and not other.boundary_point.requires_grad
+    for other in (inside, without, cast, attached):
+        assert other.value == plain.value and other.candidates == plain.candidates
+        assert not other.boundary_point.requires_grad
     with torch.inference_mode(): inside = nearest_boundary(objective, X[:3] * 1, pool=X * 1)
     assert inside.values.equal(nearest_boundary(objective, X[:3], pool=X).values) and wants_grad.grad is None
 
@@ -309,10 +332,12 @@ def test_the_same_twice(trained):
     objective, X, pairs = trained
     torch.rand(7)
     first, second = estimate_margin(objective, X, pairs), estimate_margin(objective, X, pairs)
-    assert first.value == second.value and first.distances.equal(second.distances) and first.n_forward == second.n_forward
+    assert first.value == second.value and first.distances.equal(second.distances)
+    assert first.n_forward == second.n_forward
     other = estimate_margin(objective, X, pairs, generator=seeded(5))
     assert other.value == pytest.approx(first.value, rel=5e-3)
-    a, b = (nearest_boundary(objective, X[order], pool=X).values for order in (torch.arange(20), torch.arange(20).flip(0)))
+    a, b = (nearest_boundary(objective, X[order], pool=X).values for order in (torch.arange(20),
+            torch.arange(20).flip(0)))
     assert_close(a, b.flip(0), rtol=5e-3, atol=0)  # the order of the inputs decides no answer
 
 
@@ -329,14 +354,17 @@ class Counted(nn.Module):
 def test_passes_are_counted(trained):
     objective, X, pairs = trained
     counted = Counted(objective.model)
-    mine = Objective(counted, (X, objective.predict(X).argmax(1)))
-    for call in (lambda: nearest_boundary(mine, X[:9], pool=X), lambda: nearest_boundary(mine, X[:9], pool=X, starts=X[:3] + 5, norm="linf", box=(-9., 9.)), lambda: estimate_margin(mine, X, None)):
+    mine = Objective(counted, (X, objective.classes(X)))
+    for call in (lambda: nearest_boundary(mine, X[:9], pool=X), lambda: nearest_boundary(mine, X[:9], pool=X,
+            starts=X[:3] + 5, norm="linf", box=(-9., 9.)), lambda: estimate_margin(mine, X, None)):
         counted.seen[:] = 0, 0
         found = call()
         assert [found.n_forward, found.n_backward] == counted.seen and found.n_backward > 0
     led = estimate_margin(objective, X, pairs)
     search = nearest_boundary(objective, X[list(led.candidates)], pool=X)
-    assert (led.n_forward, led.n_backward) == (search.n_forward + 1 + 4 * 90, search.n_backward + 2 * 90)  # alignment and screening: predict, then differentiate
+    assert (led.n_forward, led.n_backward) == (search.n_forward + 1 + 4 * 90,
+                                               # alignment and screening: predict, then differentiate
+                                               search.n_backward + 2 * 90)
     assert estimate_margin(objective, X, pairs, n_directions=1, designed=True).n_backward > led.n_backward + 200
 
 
@@ -354,7 +382,8 @@ def test_candidates_are_the_extremes_then_the_first_order_ones(trained):
     lead = top[:, 0] - top[:, 1]
     slope, = torch.autograd.grad(lead.sum(), x)
     for norm, dual in (("l2", slope.norm(dim=1)), ("linf", slope.abs().sum(1))):
-        assert list(support_examples(objective, X, cosines[:, :0], n_candidates=90, norm=norm)) == (lead / dual).argsort().tolist()
+        assert list(support_examples(objective, X, cosines[:, :0], n_candidates=90,
+                                     norm=norm)) == (lead / dual).argsort().tolist()
     assert list(support_examples(objective, X, cosines, n_candidates=1, n_screened=0)) == [order[0][0]]
     undefined = cosines.clone()
     undefined[order[0][0]] = math.nan
@@ -370,19 +399,23 @@ def test_what_a_margin_says(trained):
         assert d.value == min(every[i] for i in d.examples) and every[d.nearest] == d.value and d.nearest in d.examples
         assert set(d.examples) <= set(margin.candidates)
     best = nearest_boundary(objective, X[[margin.nearest]], pool=X)
-    assert margin.value == min(every.values()) and margin.sources[margin.candidates.index(margin.nearest)] == margin.source
+    assert margin.value == min(every.values())
+    assert margin.sources[margin.candidates.index(margin.nearest)] == margin.source
     ends = best.by_start[0][best.by_start[0].isfinite()]
-    assert margin.spread == pytest.approx((ends.max() - ends.min()).item(), abs=.02 * margin.value + 1e-6) and 0 < margin.agreement <= 1
+    assert margin.spread == pytest.approx((ends.max() - ends.min()).item(),
+                                          abs=.02 * margin.value + 1e-6) and 0 < margin.agreement <= 1
 
 
 def test_what_is_reported_of_the_searches():
     "Spread and agreement are of the best example's starts, a direction's margin is the smaller of its two."
     values = torch.tensor([2., 1., 3.], dtype=F64)
     by_start = torch.tensor([[2., 2., 9., math.inf], [1., 1.01, 1.5, math.inf], [3., 3., 3., 3.]], dtype=F64)
-    found = BoundaryDistances(values, torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([[0, 1], [1, 2], [2, 0]]), by_start, torch.ones(3, dtype=torch.bool), "l2", 1e-3, 10, 5)
+    found = BoundaryDistances(values, torch.zeros(3, 2), torch.zeros(3, 2), torch.tensor([[0, 1], [1, 2], [2, 0]]),
+                              by_start, torch.ones(3, dtype=torch.bool), "l2", 1e-3, 10, 5)
     cosines = torch.tensor([[.9, -.1], [-.8, .7], [0., -.9]], dtype=F64)
-    margin = margin_module._as_margin(found, {0: "v1+", 1: "v1-", 2: "v2-"}, cosines, 7, 100, 50)
-    assert (margin.value, margin.nearest, margin.source, margin.classes) == (1., 1, "v1-", (1, 2)) and margin.spread == .5 and margin.agreement == pytest.approx(2 / 3)
+    margin = as_margin(found, {0: "v1+", 1: "v1-", 2: "v2-"}, cosines, 7, 100, 50)
+    assert (margin.value, margin.nearest, margin.source, margin.classes) == (1., 1, "v1-",
+            (1, 2)) and margin.spread == .5 and margin.agreement == pytest.approx(2 / 3)
     assert [(d.value, d.nearest, d.examples) for d in margin.directions] == [(1., 1, (0, 1)), (1., 1, (1, 2))]
     assert (margin.n_examples, margin.n_forward, margin.n_backward) == (7, 100, 50)
 
@@ -405,23 +438,73 @@ def test_not_a_number_is_no_other_class():
     found = nearest_boundary(objective, X)
     assert_close(found.values, torch.tensor([2., 1., .7], dtype=F64), rtol=5e-3, atol=0)
     assert (found.points[:, 0] > 0).all() and found.verified.all()
-    with pytest.raises(ValueError, match="NaN at 1 of 2"): nearest_boundary(objective, torch.tensor([[3., 0.], [-1., 0.]], dtype=F64))
+    with pytest.raises(ValueError, match="NaN at 1 of 2"):
+        nearest_boundary(objective, torch.tensor([[3., 0.], [-1., 0.]], dtype=F64))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("box", [None, (-2., 2.)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_an_input_on_the_boundary_has_distance_0(norm, box, dtype):
+    "Scores w x and -w x, and inputs with w x = 0, some at the origin: with examples of both classes, of one, or alone."
+    w = torch.tensor([1., -1., 2.], dtype=dtype)
+    on = torch.tensor([[0., 0., 0.], [1., 1., 0.], [0., 2., 1.], [-1., 1., 1.]], dtype=dtype)
+    X = torch.cat([on, randn(20, 3, seed=1, dtype=dtype).clamp(-2, 2)])
+    model = nn.Linear(3, 2, bias=False).to(dtype).eval()
+    with torch.no_grad(): model.weight.copy_(torch.stack([w, -w]))
+    objective = Objective(model, (X, torch.zeros(24, dtype=torch.int64)))
+    assert (objective.logits(on) == 0).all()
+    for pool in (X, X[X @ w >= 0], on, None):
+        found = nearest_boundary(objective, on, pool=pool, norm=norm, box=box)
+        assert (found.values == 0).all() and found.verified.all() and (found.by_start.amin(1) == 0).all()
+        assert all((z - on).abs().max() <= 64 * torch.finfo(dtype).eps for z in (found.inside, found.points))
+    assert (nearest_boundary(objective, X[4:], pool=X, norm=norm, box=box).values > 0).all()
+    margin = estimate_margin(objective, X, None, norm=norm, box=box)
+    assert margin.value == 0 and margin.nearest < 4 and margin.verified and margin.n_forward < 20_000
+
+
+def test_a_jump_without_a_tie():
+    """Class 1 for every positive number, class 0 at zero, and no scores that are equal: the distance of zero is 0,
+    of the others what it is."""
+    X = torch.tensor([[0.], [-.5], [1.]], dtype=F64)
+    found = nearest_boundary(of(lambda x: torch.stack([(x[:, 0] <= 0).to(x), .5 + 0 * x[:, 0]], 1), X), X)
+    assert_close(found.values, torch.tensor([0., .5, 1.], dtype=F64), rtol=1e-3, atol=0)
+
+
+def test_classes_with_the_same_logits():
+    """Rows 0 and 1 of the last layer are equal: nothing changes between them, and the distance is that to class 2,
+    for every example and for the margin."""
+    X = randn(40, 2, seed=6)
+    objective = of(lambda x: torch.stack([x[:, 0], x[:, 0], -x[:, 0]], 1), X)
+    for norm in ("l2", "linf"):
+        assert_close(nearest_boundary(objective, X, norm=norm).values, X[:, 0].abs(), rtol=1e-3, atol=0)
+        first = [i for i in X[:, 0].abs().argsort().tolist()]
+        assert list(support_examples(objective, X, torch.empty(40, 0), n_candidates=40, norm=norm)) == first
+        assert estimate_margin(objective, X, None, norm=norm).value == pytest.approx(X[:, 0].abs().min().item(),
+                rel=1e-3)
+    everywhere = of(lambda x: torch.stack([x[:, 0], x[:, 0]], 1), X)  # no other class at all
+    with pytest.warns(UserWarning, match="no margin"): assert math.isnan(estimate_margin(everywhere, X, None).value)
 
 
 def test_no_boundary():
     X = randn(6, 3)
     objective = of(two(lambda x: x[:, 0] * 0 - 1), X)
     found = nearest_boundary(objective, X)
-    assert found.values.isinf().all() and not found.verified.any() and found.points.equal(X) and found.by_start.isinf().all()
+    assert found.values.isinf().all() and not found.verified.any() and found.points.equal(X)
+    assert found.by_start.isinf().all()
     with pytest.warns(UserWarning, match="no margin") as seen: margin = estimate_margin(objective, X, None)
     assert math.isnan(margin.value) and not margin.verified and margin.agreement == 0 and seen[0].filename == __file__
 
 
 @pytest.mark.parametrize("options, error, contains", [
-    (dict(norm="l1"), ValueError, "norm must be"), (dict(tol=0.), ValueError, "tol"), (dict(tol=.5), ValueError, "tol"), (dict(tol=1e-16), ValueError, "tol"),
-    (dict(n_starts=-1), ValueError, "n_starts"), (dict(box=(1., 0.)), ValueError, "box must be"), (dict(box=(0., .1)), ValueError, "outside box"),
-    (dict(pool=torch.zeros(3, 5, dtype=F64)), ValueError, "pool must"), (dict(X=torch.zeros(0, 4, dtype=F64)), ValueError, "at least one"),
-    (dict(X=torch.zeros(3, 4, dtype=torch.int64)), TypeError, "floating"), (dict(X=torch.full((3, 4), math.nan, dtype=F64)), ValueError, "NaN or infinite"),
+    (dict(norm="l1"), ValueError, "norm must be"), (dict(tol=0.), ValueError, "tol"), (dict(tol=.5), ValueError, "tol"),
+    (dict(tol=1e-16), ValueError, "tol"),
+    (dict(n_starts=-1), ValueError, "n_starts"), (dict(box=(1., 0.)), ValueError, "box must be"),
+    (dict(box=(0., .1)), ValueError, "outside box"),
+    (dict(pool=torch.zeros(3, 5, dtype=F64)), ValueError, "pool must"),
+    (dict(X=torch.zeros(0, 4, dtype=F64)), ValueError, "at least one"),
+    (dict(X=torch.zeros(3, 4, dtype=torch.int64)), TypeError, "floating"),
+    (dict(X=torch.full((3, 4), math.nan, dtype=F64)), ValueError, "NaN or infinite"),
 ])
 def test_bad_input(trained, options, error, contains):
     objective, X, pairs = trained
@@ -434,12 +517,16 @@ def test_bad_requests(trained):
     objective, X, pairs = trained
     with pytest.raises(ValueError, match="n_directions"): estimate_margin(objective, X, pairs, n_directions=0)
     with pytest.raises(ValueError, match="n_candidates"): estimate_margin(objective, X, pairs, n_candidates=0)
-    with pytest.raises(ValueError, match="two or more outputs"): nearest_boundary(Objective(nn.Linear(4, 1).double(), (X, X[:, :1]), "mse_loss"), X)
+    with pytest.raises(TypeError, match="no classes"):
+        nearest_boundary(Objective(nn.Linear(4, 1).double(), (X, X[:, :1]), "mse_loss"), X)
+    with pytest.raises(ValueError, match="two or more class scores"):
+        nearest_boundary(Objective(nn.Linear(4, 1).double(), (X, torch.zeros(90).long())), X)
 
 
 @pytest.mark.slow
 def test_order_of_ten_pairs():
-    "Minima from a usual and from a noisy start on the checkerboard: the wider one is named for every seed, and both margins are within 2%."
+    """Minima from a usual and from a noisy start on the checkerboard: the wider one is named for every seed, and
+    both margins are within 2%."""
     from hessnb.paper.data import load_data
     data, ratios, right = load_data("checkerboard"), [], 0
     for seed in range(10):
@@ -448,7 +535,8 @@ def test_order_of_ten_pairs():
             objective = Objective(find_minimum(kind, data, seed=seed).model.double(), (data.X_train, data.y_train))
             X = data.X_train.double()
             truth.append(trace_boundary(objective, X, n=600).distance(X).min().item())
-            ours.append(estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 3, miss_probability=1)).value)
+            ours.append(estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 3,
+                                                                     miss_probability=1)).value)
         ratios += [a / b for a, b in zip(ours, truth)]
         right += (ours[0] < ours[1]) == (truth[0] < truth[1])
     print(right, min(ratios), max(ratios))
@@ -457,11 +545,12 @@ def test_order_of_ten_pairs():
 
 @pytest.mark.slow
 def test_no_attack_is_nearer(trained):
-    attacks = pytest.importorskip("foolbox.attacks", reason="foolbox is not here: see benchmarks/requirements-margin.txt")
+    attacks = pytest.importorskip("foolbox.attacks",
+                                  reason="foolbox is not here: see benchmarks/requirements-margin.txt")
     from foolbox import PyTorchModel
     objective, X, _ = trained
     box = X.min().item() - .5, X.max().item() + .5
-    own, found = objective.predict(X).argmax(1), nearest_boundary(objective, X, box=box)
+    own, found = objective.classes(X), nearest_boundary(objective, X, box=box)
     for attack in (attacks.DDNAttack(steps=300), attacks.L2DeepFoolAttack(steps=50)):
         theirs = attack(PyTorchModel(objective.model, bounds=box, device="cpu"), X, own, epsilons=None)[0]
         met = objective.predict(theirs).argmax(1) != own
@@ -480,5 +569,7 @@ def test_designed_starts_stay_in_the_box(monkeypatch):
     X = randn(30, 3).sigmoid()
     box = (X.min().item(), X.max().item())
     objective = Objective(model, (X, torch.arange(30) % 3))
-    with quiet(): estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 2), n_directions=2, designed=True, box=box)
+    with quiet():
+        estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 2), n_directions=2, designed=True,
+                        box=box)
     assert len(seen) == 2 and all(b == box and (x >= box[0]).all() and (x <= box[1]).all() for b, x in seen)

@@ -1,4 +1,7 @@
-"""Networks and training: sizes, reproducibility, the promises of each kind of minimum, no side effects."""
+"""Networks and training: sizes, reproducibility on one machine, what each kind of minimum promises, no side effects.
+
+Everything here trains, so it only asserts what training promises on any machine. What is said about one trained network
+rests on the zoo: see test_zoo.py."""
 import copy
 import warnings
 
@@ -8,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessnb.paper.data import checkerboard, gaussian_mixture, load_data
-from hessnb.paper.minima import (Minimum, Recipe, Training, cnn, default_network, find_minimum, lenet5, mlp, param_norm, resnet18, scale_to_norm,
-                           train)
+from hessnb.paper.minima import Minimum, Plan, train_minimum
+from hessnb.paper.networks import cnn, default_network, lenet5, mlp, resnet18
+from hessnb.paper.training import Recipe, Training, param_norm, scale_to_norm, train
 
 POINTS = ("gauss", "circles", "moons", "hierarchical", "checkerboard")
 
@@ -30,7 +34,10 @@ def gauss(): return gaussian_mixture()
 @pytest.fixture(scope="module")
 def gauss_minima():
     data = gaussian_mixture()
-    return {kind: find_minimum(kind, data) for kind in ("normal", "adversarial", "large_norm")}
+    return {kind: train_minimum(Plan(kind, data)) for kind in ("normal", "adversarial", "large_norm")}
+
+
+def equal(a, b): return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
 
 
 @pytest.mark.parametrize("make, shape, n_params", [
@@ -48,7 +55,7 @@ def test_networks(make, shape, n_params):
     network, same, other = make(0), make(0), make(1)
     assert torch.equal(torch.get_rng_state(), state)
     assert sum(p.numel() for p in network.parameters()) == n_params
-    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), same.parameters()))
+    assert equal(network, same)
     assert not torch.equal(next(network.parameters()), next(other.parameters()))
     assert all(p.dtype == torch.float32 for p in network.parameters())
     assert network.eval()(torch.zeros(2, *shape)).shape[0] == 2
@@ -59,10 +66,13 @@ def test_resnet_halves_the_image_three_times():
     with torch.no_grad(): assert features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
 
 
-def test_initialisation_is_the_default_of_torch():
+@pytest.mark.parametrize("make, layers", [
+    (lambda seed: mlp(2, 3, (5,), seed=seed), lambda: [nn.Linear(2, 5), nn.Linear(5, 3)]),
+    (lambda seed: cnn(3, seed=seed), lambda: [nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3), nn.Linear(800, 3)]),
+])
+def test_initialisation_is_the_default_of_torch(make, layers):
     torch.manual_seed(3)
-    expected = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 3))
-    assert all(torch.equal(p, q) for p, q in zip(mlp(2, 3, (5,), seed=3).parameters(), expected.parameters()))
+    assert equal(make(3), nn.Sequential(*layers()))
 
 
 def test_scale_to_norm():
@@ -74,93 +84,104 @@ def test_scale_to_norm():
 
 def test_train_reports_the_loss_of_the_model_it_leaves(gauss):
     model = mlp(2, 3)
-    record = train(model, gauss.X_train, gauss.y_train, recipe=Recipe(lr=0.05, momentum=0.9, batch_size=64))
-    assert isinstance(record, Training) and record.reached and len(record.losses) == record.epochs + 1
+    training = train(model, gauss.X_train, gauss.y_train, recipe=Recipe(lr=0.05, momentum=0.9, batch_size=64))
+    assert isinstance(training, Training) and training.reached and len(training.losses) == training.epochs + 1
     with torch.no_grad(): loss = F.cross_entropy(model(gauss.X_train), gauss.y_train).item()
-    assert record.loss == pytest.approx(loss, rel=1e-6) and 5e-4 <= loss <= 1e-3
-    assert record.norms == pytest.approx((param_norm(mlp(2, 3)), param_norm(model)))
+    assert training.loss == pytest.approx(loss, rel=1e-6) and 5e-4 <= loss <= 1e-3
+    assert training.norms == pytest.approx((param_norm(mlp(2, 3)), param_norm(model)))
 
 
 def test_train_at_the_target_does_nothing(gauss):
     model = mlp(2, 3)
     train(model, gauss.X_train, gauss.y_train)
-    before = [p.clone() for p in model.parameters()]
-    record = train(model, gauss.X_train, gauss.y_train)
-    assert record.reached and record.epochs == 0 and all(torch.equal(p, q) for p, q in zip(before, model.parameters()))
+    before = copy.deepcopy(model)
+    training = train(model, gauss.X_train, gauss.y_train)
+    assert training.reached and training.epochs == 0 and equal(before, model)
 
 
 def test_train_stops_when_the_loss_is_not_finite(gauss):
-    record = train(mlp(2, 3), gauss.X_train, gauss.y_train, recipe=Recipe(lr=1e20, epochs=50))
-    assert not record.reached and record.epochs < 50
+    training = train(mlp(2, 3), gauss.X_train, gauss.y_train, recipe=Recipe(lr=1e20, epochs=50))
+    assert not training.reached and training.epochs < 50
 
 
-def test_batches_and_dropout_follow_the_seed_and_leave_the_global_stream(gauss):
-    start = nn.Sequential(mlp(2, 8, (8,)), nn.Dropout(0.2), mlp(8, 3, ()))
+def trained(model, data, seed):
+    "A copy of `model` after three epochs in batches of 64."
+    model = copy.deepcopy(model)
+    train(model, data.X_train, data.y_train, recipe=Recipe(lr=0.05, epochs=3, batch_size=64), seed=seed)
+    return model
 
-    def run(seed):
-        model = copy.deepcopy(start)
-        train(model, gauss.X_train, gauss.y_train, recipe=Recipe(lr=0.05, epochs=3, batch_size=64), seed=seed)
-        return model[0][0].weight
 
-    state = torch.get_rng_state()
-    first = run(0)
+def test_batches_follow_the_seed_and_leave_the_global_stream(gauss):
+    start, state = mlp(2, 3, (8, 8)), torch.get_rng_state()
+    first = trained(start, gauss, 0)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(7)
-    assert torch.equal(first, run(0)) and not torch.equal(first, run(1))
+    assert equal(first, trained(start, gauss, 0)) and not equal(first, trained(start, gauss, 1))
+
+
+def test_dropout_follows_torchs_stream(gauss):
+    start = nn.Sequential(mlp(2, 8, (8,)), nn.Dropout(0.2), mlp(8, 3, ()))
+
+    def run(stream):
+        torch.manual_seed(stream)
+        return trained(start, gauss, 0)
+
+    assert equal(run(5), run(5)) and not equal(run(5), run(6))
 
 
 def test_kinds_on_the_gaussian_mixture(gauss_minima):
     for kind, minimum in gauss_minima.items():
         assert isinstance(minimum, Minimum) and minimum.kind == kind and minimum.reached and minimum.train_accuracy == 1
-        assert 5e-4 <= minimum.train_loss <= 1e-3 and minimum.test_accuracy > 0.9
+        assert 5e-4 <= minimum.train_loss <= 1e-3 and minimum.zoo is None
+        assert minimum.test_accuracy > 0.8  # .94 and more over nine networks: four times as many errors would fail
         assert not any(m.training for m in minimum.model.modules())
         assert all(p.grad is None and p.requires_grad for p in minimum.model.parameters())
 
 
 def test_random_labels_are_known_by_heart(gauss, gauss_minima):
     first = gauss_minima["adversarial"].stages[0]
-    assert first.stage == "random labels" and first.accuracy == 1 and first.loss <= 0.05 and first.norms[1] > 2 * first.norms[0]
+    assert first.stage == "random labels" and first.accuracy == 1 and first.loss <= 0.05
+    assert first.norms[1] > 2 * first.norms[0]  # 43 to 48 over five seeds, from 9
 
 
 def test_large_norm_starts_at_the_norm_of_the_random_label_network(gauss_minima):
     memorised, last = gauss_minima["large_norm"].stages
     assert last.norms[0] == pytest.approx(memorised.norms[1], rel=1e-6)
-    assert memorised.norms[1] == gauss_minima["adversarial"].stages[0].norms[1]  # the same memorised network for one seed
+    assert memorised.norms[1] == gauss_minima["adversarial"].stages[0].norms[1]  # one memorised network for one seed
 
 
 def test_minima_are_reproducible_without_side_effects(gauss, gauss_minima):
     torch.manual_seed(9)
     state = torch.get_rng_state()
-    again = find_minimum("adversarial", gauss)
+    again = train_minimum(Plan("adversarial", gauss))
     assert torch.equal(torch.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
-    assert all(torch.equal(p, q) for p, q in zip(again.model.parameters(), gauss_minima["adversarial"].model.parameters()))
-    other = find_minimum("normal", gauss, seed=1)
-    assert not torch.equal(next(other.model.parameters()), next(gauss_minima["normal"].model.parameters()))
+    assert equal(again.model, gauss_minima["adversarial"].model)
+    other = train_minimum(Plan("normal", gauss, seed=1))
+    assert not equal(other.model, gauss_minima["normal"].model)
 
 
 def test_given_model_is_copied(gauss):
     model = mlp(2, 3, (20,)).double()
-    before = [p.clone() for p in model.parameters()]
-    minimum = find_minimum("normal", gauss, model=model, loss_target=1e-2)
-    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters())) and model.training
-    assert next(minimum.model.parameters()).dtype == torch.float64
+    before = copy.deepcopy(model)
+    minimum = train_minimum(Plan("normal", gauss, model=model, loss_target=1e-2))
+    assert equal(before, model) and model.training and next(minimum.model.parameters()).dtype == torch.float64
 
 
 def test_noisy_initialisation_uses_the_noisy_twin():
     board = checkerboard(seed=2)
-    minimum = find_minimum("noisy_init", board)
+    minimum = train_minimum(Plan("noisy_init", board))
     assert [s.stage for s in minimum.stages] == ["checkerboard_noisy", "true labels"] and minimum.reached
     assert 5e-5 <= minimum.train_loss <= 1e-4
-    given = find_minimum("noisy_init", board, init_data=checkerboard("noisy", seed=2))
-    assert all(torch.equal(p, q) for p, q in zip(given.model.parameters(), minimum.model.parameters()))
+    assert equal(train_minimum(Plan("noisy_init", board, init_data=checkerboard("noisy", seed=2))).model, minimum.model)
 
 
 def test_failures(gauss):
-    with pytest.raises(ValueError, match="kind must be one of normal"): find_minimum("flat", gauss)
-    with pytest.raises(ValueError, match="give init_data"): find_minimum("noisy_init", gauss)
+    with pytest.raises(ValueError, match="kind must be one of normal"): train_minimum(Plan("flat", gauss))
+    with pytest.raises(ValueError, match="give init_data"): train_minimum(Plan("noisy_init", gauss))
     with pytest.raises(RuntimeError, match="reached accuracy .* and loss"):
-        find_minimum("large_norm", gauss, model=mlp(2, 3, (2,)), random_recipe=Recipe(lr=0.01, epochs=20))
-    with pytest.warns(UserWarning, match="missed the target"): find_minimum("normal", gauss, recipe=Recipe(lr=0.01, epochs=2))
+        train_minimum(Plan("large_norm", gauss, model=mlp(2, 3, (2,)), random_recipe=Recipe(lr=0.01, epochs=20)))
+    with pytest.warns(UserWarning, match="missed the target"):
+        train_minimum(Plan("normal", gauss, recipe=Recipe(lr=0.01, epochs=2)))
 
 
 @pytest.mark.slow
@@ -170,7 +191,7 @@ def test_all_kinds_on_all_points(name, kind):
     data = load_data(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        minimum = find_minimum(kind, data, seed=1)
+        minimum = train_minimum(Plan(kind, data, seed=1))
     assert minimum.reached and all(stage.accuracy == 1 for stage in minimum.stages)
     assert minimum.train_loss >= 0.5 * minimum.stages[-1].loss_target
 
@@ -179,6 +200,7 @@ def test_all_kinds_on_all_points(name, kind):
 @pytest.mark.parametrize("kind", ["normal", "adversarial", "large_norm"])
 def test_all_kinds_on_digits(kind):
     data = load_data("mnist017")
-    minimum = find_minimum(kind, data)
-    assert minimum.reached and all(stage.accuracy == 1 for stage in minimum.stages) and minimum.test_accuracy > 0.95
+    minimum = train_minimum(Plan(kind, data))
+    assert minimum.reached and all(stage.accuracy == 1 for stage in minimum.stages)
+    assert minimum.test_accuracy > 0.95  # .98 over three kinds; .95 is four and a half standard errors less
     assert sum(p.numel() for p in default_network(data).parameters()) == 7_203

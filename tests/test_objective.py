@@ -14,12 +14,14 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
-from hessnb.curvature.lanczos import dense_eigenpairs, top_eigenpairs, tridiagonalize
-from hessnb.curvature.objective import Objective
 from hessnb.curvature.checks import all_finite, check_precision, restored_on_error, rounded_by
+from hessnb.curvature.eigenpairs import dense_eigenpairs
 from hessnb.curvature.example_grads import example_grads, example_vjps
-from hessnb.curvature.operator import HessianOperator
+from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.krylov import tridiagonalize
+from hessnb.curvature.objective import Objective
 from hessnb.curvature.params import flatten, select_params
+from hessnb.curvature.top import refine, top_eigenpairs
 
 N, D, C = 200, 3, 4
 SIZES = [64, 64, 64, 8]
@@ -397,7 +399,7 @@ def test_nothing_is_touched_by_any_public_call(rng_draws):
                      lambda: top_eigenpairs(H, 3, tol=1e-3, generator=generator),
                      lambda: top_eigenpairs(H, 3, tol=1e-3, progress=True), lambda: dense_eigenpairs(H, 5),
                      lambda: tridiagonalize(H, V[0], 5),
-                     lambda: top_eigenpairs(H, 2, tol=1e-3).refine(H), lambda: select_params(model, "*")]:
+                     lambda: refine(top_eigenpairs(H, 2, tol=1e-3), H), lambda: select_params(model, "*")]:
             with untouched(model, tensors=[*mine, V, theta]): call()
 
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, mlp, prescribed, quiet, randn, untouched
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator, MatrixOperator, SymmetricOperator
+from hessnb.curvature.operator import MatrixOperator, SymmetricOperator
 
 X, Y = blobs(45)
 MODEL, WEIGHT = mlp(), torch.tensor([1., 2., 5., .5], dtype=F64)
@@ -25,7 +26,8 @@ def hessian_op(budget, dtype=F64):
 
 
 def true_hessian():
-    def loss(*params): return F.cross_entropy(torch.func.functional_call(MODEL, dict(zip(names, params)), X), Y, weight=WEIGHT)
+    outputs = lambda *params: torch.func.functional_call(MODEL, dict(zip(names, params)), X)
+    def loss(*params): return F.cross_entropy(outputs(*params), Y, weight=WEIGHT)
     names, params = zip(*((n, p.detach()) for n, p in MODEL.named_parameters()))
     blocks = torch.autograd.functional.hessian(loss, params)
     return torch.cat([torch.cat([b.reshape(p.numel(), -1) for b in row], 1) for row, p in zip(blocks, params)])
@@ -33,8 +35,11 @@ def true_hessian():
 
 HESSIAN = true_hessian()
 SPECTRUM = np.r_[5., 5., 4., -3., np.linspace(-1, 1, 26), np.zeros(10)]
-MAKERS = {f"hessian keeps {b}, {str(d)[6:]}": (lambda b=b, d=d: hessian_op(b, d), HESSIAN) for b in ("all", "some", "none") for d in (F64, torch.float32)}
-MAKERS |= {f"matrix, {str(d)[6:]}": (lambda d=d: prescribed(SPECTRUM, dtype=d), prescribed(SPECTRUM).A) for d in (F64, torch.float32)}
+TYPES = {"float64": F64, "float32": torch.float32}
+MAKERS = {f"hessian keeps {b}, {n}": (lambda b=b, d=d: hessian_op(b, d), HESSIAN)
+          for b in ("all", "some", "none") for n, d in TYPES.items()}
+MAKERS |= {f"matrix, {n}": (lambda d=d: prescribed(SPECTRUM, dtype=d), prescribed(SPECTRUM).A)
+           for n, d in TYPES.items()}
 
 
 @pytest.fixture(params=MAKERS, scope="module")
@@ -49,7 +54,8 @@ def rows(op, k, seed=0): return randn(k, op.shape[0], seed=seed).to(op.dtype)
 
 def test_protocol(case):
     op, A, _ = case
-    assert isinstance(op, SymmetricOperator) and op.shape == tuple(A.shape) and op.dtype in (F64, torch.float32) and op.device == torch.device("cpu")
+    assert isinstance(op, SymmetricOperator) and op.shape == tuple(A.shape)
+    assert op.dtype in (F64, torch.float32) and op.device == torch.device("cpu")
     assert f"{op.shape[0]} x {op.shape[0]}" in repr(op) and str(op.dtype)[6:] in repr(op)
 
 
@@ -118,7 +124,8 @@ def test_dense(case, chunk):
 def test_dense_is_guarded(case):
     op, A, _ = case
     n, size = op.n_matvecs, len(A) ** 2 * (8 if op.dtype == F64 else 4)
-    with pytest.raises(ValueError, match=rf"dense {len(A)} x {len(A)} matrix in {op.dtype} takes .* GiB.*top_eigenpairs, or raise max_bytes"): op.to_dense(max_bytes=size - 1)
+    message = rf"dense {len(A)} x {len(A)} matrix in {op.dtype} takes .* GiB.*top_eigenpairs, or raise max_bytes"
+    with pytest.raises(ValueError, match=message): op.to_dense(max_bytes=size - 1)
     assert op.n_matvecs == n
     op.to_dense(max_bytes=size)
 
@@ -127,17 +134,21 @@ def test_scipy(case):
     op, A, atol = case
     view, V = op.to_scipy(), rows(op, 3)
     assert view.shape == op.shape and view.dtype == V.numpy().dtype
-    for product in (view @ V.numpy().T, view.rmatmat(V.numpy().T), view.matmat(V.numpy().T), view.T @ V.numpy().T): assert np.linalg.norm(product.T - (V.double() @ A).numpy()) <= 10 * atol
+    columns, expected = V.numpy().T, (V.double() @ A).numpy()
+    for product in (view @ columns, view.rmatmat(columns), view.matmat(columns), view.T @ columns):
+        assert np.linalg.norm(product.T - expected) <= 10 * atol
     assert np.linalg.norm(view @ V[0].numpy() - (A @ V[0].double()).numpy()) <= 10 * atol
     largest = eigsh(view, k=2, which="LA", v0=np.ones(len(A), dtype=view.dtype), return_eigenvectors=False)
-    assert_close(torch.from_numpy(np.sort(largest)).double(), torch.linalg.eigvalsh(A)[-2:], rtol=1e-4 if op.dtype != F64 else 1e-9, atol=0)
+    rtol = 1e-4 if op.dtype != F64 else 1e-9
+    assert_close(torch.from_numpy(np.sort(largest)).double(), torch.linalg.eigvalsh(A)[-2:], rtol=rtol, atol=0)
 
 
 def test_nothing_is_touched(case, rng_draws):
     op, A, _ = case
     V = rows(op, 3)
+    own = op.A if isinstance(op, MatrixOperator) else op.objective.theta
     for call in (lambda: op.matvec(V[0]), lambda: op.matmat(V), op.to_dense, lambda: op.to_scipy() @ V[0].numpy()):
-        with untouched(MODEL, tensors=[V, X, Y, *([op.A] if isinstance(op, MatrixOperator) else [op.objective.theta])]), quiet(): call()
+        with untouched(MODEL, tensors=[V, X, Y, own]), quiet(): call()
 
 
 def test_vector_that_requires_a_gradient(case, request):
@@ -154,10 +165,12 @@ def test_vector_that_requires_a_gradient(case, request):
     (lambda op, v: op.matvec(v[None]), ValueError, "expected shape ({n},), got (1, {n})"),
     (lambda op, v: op.matvec(v[:, None]), ValueError, "got ({n}, 1)"),
     (lambda op, v: op.matvec(v[0]), ValueError, "got ()"),
-    (lambda op, v: op.matmat(v), ValueError, "expected shape (k, {n}), got ({n},); vectors are rows, and one vector goes to matvec"),
+    (lambda op, v: op.matmat(v), ValueError,
+     "expected shape (k, {n}), got ({n},); vectors are rows, and one vector goes to matvec"),
     (lambda op, v: op.matmat(v[:, None]), ValueError, "got ({n}, 1); vectors are rows"),
     (lambda op, v: op.matvec(v.half()), TypeError, "expected {dtype}, got torch.float16: call v.to({dtype})"),
-    (lambda op, v: op.matvec(v.to(torch.float32 if op.dtype == F64 else F64)), TypeError, "expected {dtype}, got torch.float"),
+    (lambda op, v: op.matvec(v.to(torch.float32 if op.dtype == F64 else F64)), TypeError,
+     "expected {dtype}, got torch.float"),
     (lambda op, v: op.matvec(v.to(torch.complex128)), TypeError, "got torch.complex128"),
     (lambda op, v: op.matvec(v.to("meta")), ValueError, "expected a vector on cpu, got meta: call v.to('cpu')"),
 ])
@@ -178,7 +191,8 @@ def test_wrong_vectors(case, what, error, message):
     (torch.eye(3).half(), TypeError, "float32 or float64, got torch.float16"),
     (torch.full((2, 2), float("nan")), ValueError, "NaN or infinite"),
     (torch.tensor([[1., float("inf")], [float("inf"), 1.]]), ValueError, "NaN or infinite"),
-    (torch.triu(torch.ones(3, 3)), ValueError, "not symmetric: |A - A^T| reaches 1 with entries up to 1; use (A + A.T) / 2"),
+    (torch.triu(torch.ones(3, 3)), ValueError,
+     "not symmetric: |A - A^T| reaches 1 with entries up to 1; use (A + A.T) / 2"),
 ])
 def test_wrong_matrices(A, error, message):
     with pytest.raises(error) as e: MatrixOperator(A)
@@ -198,7 +212,8 @@ def test_hessian_wants_an_objective():
 def test_closed_form_of_softmax_regression():
     linear = build(lambda: nn.Linear(3, 4, bias=False))
     p = linear(X).softmax(1).detach()
-    closed = torch.einsum("ncd,ni,nj->cidj", torch.diag_embed(p) - p[:, :, None] * p[:, None, :], X, X).reshape(12, 12) / len(X)
+    M = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    closed = torch.einsum("ncd,ni,nj->cidj", M, X, X).reshape(12, 12) / len(X)
     assert_close(HessianOperator(Objective(linear, BATCHES)).to_dense(), closed, rtol=1e-12, atol=1e-15)
 
 
@@ -214,7 +229,9 @@ def test_a_linear_loss_has_no_curvature():
 
 
 def test_a_linear_loss_of_one_example():
-    assert not HessianOperator(Objective(build(lambda: nn.Linear(3, 4)), (X[:1], Y[:1]), lambda o, t: o.sum(1), params="bias")).to_dense().any()
+    model = build(lambda: nn.Linear(3, 4))
+    objective = Objective(model, (X[:1], Y[:1]), lambda o, t: o.sum(1), params="bias")
+    assert not HessianOperator(objective).to_dense().any()
 
 
 @pytest.mark.parametrize("rows_kept", [slice(0, 15), slice(20, 44)])
@@ -232,7 +249,8 @@ def test_memory_is_bounded_by_the_budget():
     assert len(pieces) > 1 and sum(pieces) == 1800
     assert all(objective.cost.fixed + n * objective.cost.per_example <= budget for n in pieces)
     assert 0 <= HessianOperator(objective).n_kept * objective.cost.per_example <= budget
-    assert_close(HessianOperator(objective).to_dense(), HessianOperator(Objective(MODEL, (X, Y))).to_dense(), rtol=1e-11, atol=1e-14)
+    whole = HessianOperator(Objective(MODEL, (X, Y))).to_dense()
+    assert_close(HessianOperator(objective).to_dense(), whole, rtol=1e-11, atol=1e-14)
 
 
 class Once(torch.autograd.Function):
@@ -260,8 +278,9 @@ def test_a_dead_end_behind_later_examples(budget):
     "Its product is refused, kept or not, never a Hessian that lacks a part."
     inputs = X.clone()
     inputs[-1, 0] = 100.
+    data = list(zip(inputs.split(20), Y.split(20)))
     with pytest.raises(NotImplementedError, match="Once"):
-        op = HessianOperator(Objective(build(Sometimes), list(zip(inputs.split(20), Y.split(20)))), memory_budget=budget)
+        op = HessianOperator(Objective(build(Sometimes), data), memory_budget=budget)
         assert budget == 0  # what is kept has been looked at before
         op.matvec(randn(op.shape[0]))
 
@@ -287,16 +306,20 @@ def test_random_state_of_a_model_that_draws(budget):
 class NoSecond(nn.Module):
     "Sums over segments: torch differentiates them once only."
     def __init__(self): super().__init__(); self.layer = nn.Linear(3, 6)
-    def forward(self, x): return torch.segment_reduce(self.layer(x), "sum", lengths=torch.tensor([1, 2, 1, 2]).expand(len(x), 4), axis=1)
+    def forward(self, x):
+        lengths = torch.tensor([1, 2, 1, 2]).expand(len(x), 4)
+        return torch.segment_reduce(self.layer(x), "sum", lengths=lengths, axis=1)
 
 
 def test_once_differentiable_is_named():
     model = build(OnceNet)
-    with untouched(model), pytest.raises(NotImplementedError, match=r"autograd.Function Once .*no second derivative.*drop the mark, or leave its parameters out"):
+    message = "autograd.Function Once .*no second derivative.*drop the mark, or leave its parameters out"
+    with untouched(model), pytest.raises(NotImplementedError, match=message):
         HessianOperator(Objective(model, (X, Y)))
 
 
 def test_missing_second_derivative_is_named():
     model = build(NoSecond)
-    with untouched(model), pytest.raises(NotImplementedError, match=r"_segment_reduce_backward has no second derivative.*replace it by differentiable torch operations"):
+    message = "_segment_reduce_backward has no second derivative.*replace it by differentiable torch operations"
+    with untouched(model), pytest.raises(NotImplementedError, match=message):
         HessianOperator(Objective(model, (X, Y)))

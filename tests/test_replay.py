@@ -1,14 +1,15 @@
-"A product that is replayed from its record is the product by double backward, to the last bit."
+"A product that is replayed from its trace is the product by double backward, to the last bit."
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from conftest import F64, blobs, build, mlp, randn, untouched
-from hessnb.curvature.lanczos import top_eigenpairs
-from hessnb.paper.minima import cnn, lenet5, resnet18
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator, _CannotRecord, _record
+from hessnb.curvature.top import top_eigenpairs
+from hessnb.curvature.tracing import CannotTrace, trace
+from hessnb.paper.networks import cnn, lenet5, resnet18
 
 X, Y = blobs(45)
 IMAGES = randn(12, 1, 28, 28)
@@ -30,13 +31,25 @@ def encoder(norm_first=False):
     return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(48, 4))
 
 
+def layers(make):
+    "A function that builds the sequence of the layers that `make` gives."
+    return lambda: build(lambda: nn.Sequential(*make()))
+
+
+def in_place(): return nn.Linear(3, 7), nn.ReLU(inplace=True), nn.Linear(7, 7), nn.ELU(), nn.Linear(7, 4)
+def normed(): return nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Softplus(), nn.Linear(6, 4)
+def pooled(): return nn.Conv2d(1, 3, 5, stride=2), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(108, 4)
+
+
 NETWORKS = {
-    "dense": (mlp, X), "deep, ReLU in place": (lambda: build(lambda: nn.Sequential(nn.Linear(3, 7), nn.ReLU(inplace=True), nn.Linear(7, 7), nn.ELU(), nn.Linear(7, 4))), X),
+    "dense": (mlp, X), "deep, ReLU in place": (layers(in_place), X),
     "convolutions": (lambda: cnn(4).double(), IMAGES), "LeNet-5": (lambda: lenet5(4, 1, 28).double(), IMAGES),
-    "residual": (lambda: resnet18(4).double().eval(), randn(2, 3, 8, 8)), "batch norm": (lambda: build(lambda: nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Softplus(), nn.Linear(6, 4))), X),
-    "average pooling": (lambda: build(lambda: nn.Sequential(nn.Conv2d(1, 3, 5, stride=2, groups=1), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(108, 4))), IMAGES),
-    "encoder": (lambda: build(encoder), SEQUENCES), "encoder, norm first": (lambda: build(lambda: encoder(True)), SEQUENCES),
-    "recurrent": (lambda: build(Recurrent), SEQUENCES), "embedding": (lambda: build(Words), torch.arange(36).view(12, 3) % 20),
+    "residual": (lambda: resnet18(4).double().eval(), randn(2, 3, 8, 8)),
+    "batch norm": (layers(normed), X), "average pooling": (layers(pooled), IMAGES),
+    "encoder": (lambda: build(encoder), SEQUENCES),
+    "encoder, norm first": (lambda: build(lambda: encoder(True)), SEQUENCES),
+    "recurrent": (lambda: build(Recurrent), SEQUENCES),
+    "embedding": (lambda: build(Words), torch.arange(36).view(12, 3) % 20),
 }
 
 
@@ -44,7 +57,8 @@ def naive(objective, inputs, targets, v):
     leaves = objective.leaves()
     loss = F.cross_entropy(objective.outputs(leaves, inputs), targets)
     g = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-    return torch.cat([h.reshape(-1) for h in torch.autograd.grad(torch.cat([p.reshape(-1) for p in g]), list(leaves.values()), v)])
+    flat = torch.cat([p.reshape(-1) for p in g])
+    return torch.cat([h.reshape(-1) for h in torch.autograd.grad(flat, list(leaves.values()), v)])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -61,46 +75,53 @@ def test_replay_is_double_backward(name, dtype):
         replay = HessianOperator(objective, product="replay")
         assert replay.product == "replay" and replay.n_kept == graph.n_kept == len(inputs)
         assert torch.equal(replay.matvec(v), expected) and torch.equal(replay.matvec(v), expected)
-    auto._spent = 1e9  # as after many products
-    assert torch.equal(auto.matvec(v), expected) and auto.product in ("graph", "replay") and torch.equal(auto.matvec(v), expected)
+    auto.kept.done = 10**9  # as after many products
+    assert torch.equal(auto.matvec(v), expected) and auto.product == "replay" and torch.equal(auto.matvec(v), expected)
     placed = inputs.to(dtype) if inputs.is_floating_point() else inputs
     true = naive(objective, placed, targets, v)
     assert (expected - true).norm() <= (1e-10 if dtype == F64 else 1e-3) * true.norm()
 
 
-@pytest.mark.parametrize("pieces", [0, 1, 2, 3])
-def test_budget(pieces):
+@pytest.mark.parametrize("micro_batches", [0, 1, 2, 3])
+def test_budget(micro_batches):
     batches = list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5])))
     objective = Objective(mlp(), batches, nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5])))
-    budget = pieces * (objective.cost.fixed + 20 * objective.cost.per_example)
+    budget = micro_batches * (objective.cost.fixed + 20 * objective.cost.per_example)
     graph, replay = (HessianOperator(objective, memory_budget=budget, product=p) for p in ("graph", "replay"))
     v = randn(44)
-    assert replay.n_kept == graph.n_kept == [0, 20, 40, 45][pieces] and torch.equal(replay.matvec(v), graph.matvec(v))
+    assert replay.n_kept == graph.n_kept == [0, 20, 40, 45][micro_batches]
+    assert torch.equal(replay.matvec(v), graph.matvec(v))
 
 
 @pytest.mark.parametrize("params", ["0.*", "*.bias", lambda n, p: p.ndim == 2])
 def test_chosen_parameters(params):
     objective = Objective(mlp(), (X, Y), params=params)
     v = randn(objective.n_params)
-    assert torch.equal(HessianOperator(objective, product="replay").matvec(v), HessianOperator(objective, product="graph").matvec(v))
+    graph, replay = (HessianOperator(objective, product=p).matvec(v) for p in ("graph", "replay"))
+    assert torch.equal(replay, graph)
+
+
+def first_traced(op, most=2000):
+    "The number of the product that is traced."
+    v = randn(op.shape[0]).to(op.dtype)
+    return next(n for n in range(1, most) if (op.matvec(v), op.product)[1] == "replay")
 
 
 def test_the_choice_waits_until_it_pays():
-    op = HessianOperator(Objective(mlp(), (X, Y)))
-    v = randn(44)
-    op._spent = -1e9
-    op.matvec(v)
-    assert op.product == "auto"
-    op._spent, op._seconds = 1e9, 0.  # a graph that takes no time
-    op.matvec(v)
-    assert op.product == "graph" and op.n_matvecs == 2
-    op.product, op._spent, op._seconds = "auto", 1e9, 1e9
-    op.matvec(v)
-    assert op.product == "replay" and op.n_matvecs == 3
+    "It hangs on the number of products alone, whatever the time they take, so it falls in the same place in every run."
+    objective = Objective(mlp(), (X, Y))
+    after = first_traced(HessianOperator(objective))
+    assert 200 < after < 500 and first_traced(HessianOperator(objective)) == after
+    large = HessianOperator(Objective(cnn(4).double(), (IMAGES, torch.arange(12) % 4)))
+    assert first_traced(large) < after / 4  # a product that keeps much is worth a trace sooner
+    op = HessianOperator(objective, product="graph")
+    op.kept.done = 10**9
+    op.matvec(randn(44))
+    assert op.product == "graph"
 
 
-def test_announced_products_are_recorded_before_they_are_made():
-    "Many of them pay for a record at once, a few do not; the eigensolver announces its own."
+def test_announced_products_are_traced_before_they_are_made():
+    "Many of them pay for a trace at once, a few do not; the eigensolver announces its own."
     objective, v = Objective(mlp(), (X, Y)), randn(44)
     for n, product in [(0, "auto"), (6, "auto"), (10**9, "replay")]:
         op = HessianOperator(objective)
@@ -110,14 +131,11 @@ def test_announced_products_are_recorded_before_they_are_made():
     op = HessianOperator(objective)
     op.expect(8)
     for _ in range(4): op.matvec(v)
-    op._seconds = 1e9
+    assert op.kept.ahead == 4
+    op.kept.n_bytes = 10**12  # however much they cost
+    op.kept.done = 0
     op.matvec(v)
-    assert op.product == "auto"  # four are left, which do not pay for it, however long they take
-    op = HessianOperator(objective)
-    op.expect(10**12)
-    op._seconds = 1e-9  # as the guess may be
-    op.matvec(v)
-    assert op.product == "replay"  # nothing has been timed that the record could be slower than
+    assert op.product == "auto"  # four are left, which do not pay for it
     announced = []
     op = HessianOperator(objective)
     op.expect = announced.append
@@ -125,24 +143,25 @@ def test_announced_products_are_recorded_before_they_are_made():
     assert announced and announced[0] >= 3
 
 
-def test_the_product_that_is_recorded_counts_every_piece():
+def test_the_product_that_is_traced_counts_every_micro_batch():
     objective = Objective(mlp(), list(zip(X.split([20, 20, 5]), Y.split([20, 20, 5]))))
     graph, auto, v = HessianOperator(objective, product="graph"), HessianOperator(objective), randn(44)
-    auto._spent = auto._seconds = 1e9
+    auto.kept.done = 10**9
     assert torch.equal(auto.matvec(v), graph.matvec(v)) and auto.product == "replay"
 
 
 def test_products_are_counted_and_pairs_agree():
     objective = Objective(mlp(), (X, Y))
     a, b = (top_eigenpairs(HessianOperator(objective, product=p), 4) for p in ("graph", "replay"))
-    assert torch.equal(a.values, b.values) and torch.equal(a.vectors, b.vectors) and (a.n_matvecs, a.n_certify) == (b.n_matvecs, b.n_certify)
+    assert torch.equal(a.values, b.values) and torch.equal(a.vectors, b.vectors)
+    assert (a.n_matvecs, a.n_certify) == (b.n_matvecs, b.n_certify)
 
 
-def test_a_record_does_not_hold_the_graph():
-    "Only constants are kept: no tensor of the record has a graph behind it, and together they fit what was allowed for."
+def test_a_trace_does_not_hold_the_graph():
+    "Only constants are kept: no tensor of the trace has a graph behind it, and together they fit what was allowed for."
     objective = Objective(lenet5(4, 1, 28).double(), (IMAGES, torch.arange(12) % 4))
     op = HessianOperator(objective, product="replay")
-    constants = [t for piece, _ in op._kept for t in piece.__wrapped__.__self__.buffers()]
+    constants = [t for program in op.kept.maps for t in program.constants.values()]
     assert constants and not any(t.requires_grad for t in constants)
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in constants}
     held = sum(p.numel() * p.element_size() for p in objective.params.values())  # is not charged
@@ -152,7 +171,8 @@ def test_a_record_does_not_hold_the_graph():
 @pytest.mark.parametrize("data, params", [((X, Y), None), ((X[:1], Y[:1]), "bias")])
 def test_a_linear_loss_has_no_curvature(data, params):
     objective = Objective(build(lambda: nn.Linear(3, 4)), data, lambda o, t: o.sum(1), params=params)
-    for product in ("graph", "replay"): assert not HessianOperator(objective, product=product).matvec(randn(objective.n_params)).any()
+    for product in ("graph", "replay"):
+        assert not HessianOperator(objective, product=product).matvec(randn(objective.n_params)).any()
 
 
 class Chooses(torch.autograd.Function):
@@ -175,13 +195,14 @@ class Custom(nn.Module):
     def forward(self, x): return self.second(Chooses.apply(self.first(x).tanh()))
 
 
-def test_what_cannot_be_recorded_stays_with_the_graph():
+def test_what_cannot_be_traced_stays_with_the_graph():
     objective = Objective(build(Custom), (X, Y))
     op, v = HessianOperator(objective), randn(objective.n_params)
     expected = HessianOperator(objective, product="graph").matvec(v)
-    op._spent = 1e9
+    op.kept.done = 10**9
     assert torch.equal(op.matvec(v), expected) and op.product == "graph" and torch.equal(op.matvec(v), expected)
-    with pytest.raises(RuntimeError, match="cannot be recorded .*writes to a constant.*: use product='auto' or 'graph'"): HessianOperator(objective, product="replay")
+    message = "cannot be traced .*writes to a constant.*: use product='auto' or 'graph'"
+    with pytest.raises(RuntimeError, match=message): HessianOperator(objective, product="replay")
 
 
 @pytest.mark.parametrize("fn, message", [
@@ -189,22 +210,26 @@ def test_what_cannot_be_recorded_stays_with_the_graph():
     (lambda v: v.clone()[:3].mul_(2).repeat(2), "writes to a constant or to shared memory"),
     (lambda v: torch.ones(6, dtype=F64), "does not depend on the vector"),
 ])
-def test_what_cannot_be_recorded(fn, message):
-    with pytest.raises(_CannotRecord, match=message): _record(fn, randn(6))
+def test_what_cannot_be_traced(fn, message):
+    with pytest.raises(CannotTrace, match=message): trace(fn, randn(6))
 
 
 @pytest.mark.parametrize("fn", [
-    lambda v: (v + 1 * v).mul_(3), lambda v: v + torch.zeros(6, dtype=F64), lambda v: (v * 2) + (v * 2), lambda v: v.view(2, 3).t().reshape(6) * 2 + v,
-    lambda v: torch.zeros_like(v) + v, lambda v: torch.zeros_like(v) + torch.zeros_like(v) + v * 3, lambda v: (a := v * 2) * 3 + a, lambda v: (a := v * 2).view(2, 3).sum(0).repeat(2) + a,
-    lambda v: v.expand(2, 6).sum(0) - v / 3, lambda v: (a := v * 2, a.add_(v), a * 5)[2], lambda v: v[:3].repeat(2) + v[:3].sum(), lambda v: torch.add(v * 2, v * 3, alpha=4), lambda v: v.sum() - v,
-    lambda v: torch.cat([v[3:] * 2, v[:3]]), lambda v: v.clone(), lambda v: v, lambda v: v.flip(0), lambda v: torch.stack(v.chunk(2)).sum(0).repeat(2),
+    lambda v: (v + 1 * v).mul_(3), lambda v: v + torch.zeros(6, dtype=F64), lambda v: (v * 2) + (v * 2),
+    lambda v: v.view(2, 3).t().reshape(6) * 2 + v, lambda v: torch.zeros_like(v) + v,
+    lambda v: torch.zeros_like(v) + torch.zeros_like(v) + v * 3, lambda v: (a := v * 2) * 3 + a,
+    lambda v: (a := v * 2).view(2, 3).sum(0).repeat(2) + a, lambda v: v.expand(2, 6).sum(0) - v / 3,
+    lambda v: (a := v * 2, a.add_(v), a * 5)[2], lambda v: v[:3].repeat(2) + v[:3].sum(),
+    lambda v: torch.add(v * 2, v * 3, alpha=4), lambda v: v.sum() - v, lambda v: torch.cat([v[3:] * 2, v[:3]]),
+    lambda v: v.clone(), lambda v: v, lambda v: v.flip(0), lambda v: torch.stack(v.chunk(2)).sum(0).repeat(2),
 ])
-def test_records_of_linear_maps(fn):
+def test_traces_of_linear_maps(fn):
     "Sums written in place, dropped zeros and views never change a value, nor the vector."
-    program, v = _record(fn, randn(6)), randn(6, seed=1)
+    (program, _), v = trace(fn, randn(6)), randn(6, seed=1)
     before = v.clone()
     for _ in range(2): assert torch.equal(program(v), fn(before.clone())) and torch.equal(v, before)
 
 
 def test_wrong_choice():
-    with pytest.raises(ValueError, match="product must be 'auto', 'graph' or 'replay', got 'fast'"): HessianOperator(Objective(mlp(), (X, Y)), product="fast")
+    with pytest.raises(ValueError, match="product must be 'auto', 'graph' or 'replay', got 'fast'"):
+        HessianOperator(Objective(mlp(), (X, Y)), product="fast")

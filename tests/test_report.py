@@ -9,9 +9,11 @@ import time
 import pytest
 
 from hessnb import report as report_module
-from hessnb.report import main
+from hessnb.cli import main
 
-KEYS = {"n_params", "train_accuracy", "test_accuracy", "train_loss", "eigenvalues", "residuals", "converged", "n_matvecs", "trace", "n_outliers", "measure", "margin", "effective_directions", "density", "class_structure", "outliers", "most_negative"}
+KEYS = {"n_params", "train_accuracy", "test_accuracy", "train_loss", "eigenvalues", "residuals", "converged",
+        "n_matvecs", "trace", "n_outliers", "measure", "margin", "effective_directions", "density", "class_structure",
+        "outliers", "most_negative"}
 
 
 def run(*args): return main(["report", *args, "--quiet"])
@@ -22,19 +24,22 @@ def check_report(folder, dataset, kinds, k):
     numbers = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert numbers["dataset"] == dataset and list(numbers["minima"]) == kinds
     for m in numbers["minima"].values():
-        assert KEYS <= set(m) and {"value", "count", "threshold", "reduce", "certified"} <= set(m["measure"]) and {"value", "spread"} <= set(m["margin"])
+        assert KEYS <= set(m) and {"value", "spread"} <= set(m["margin"])
+        assert {"value", "count", "threshold", "reduce", "certified"} <= set(m["measure"])
         assert len(m["eigenvalues"]) == len(m["residuals"]) == len(m["converged"]) == k
         assert m["eigenvalues"] == sorted(m["eigenvalues"], reverse=True) and m["train_accuracy"] == 1
-        for value, residual, ok in zip(m["eigenvalues"], m["residuals"], m["converged"]): assert not ok or residual <= 1e-6 * abs(value) * (1 + 1e-9)
+        for value, residual, ok in zip(m["eigenvalues"], m["residuals"], m["converged"]):
+            assert not ok or residual <= 1e-6 * abs(value) * (1 + 1e-9)
         assert m["measure"]["count"] / m["n_params"] == pytest.approx(m["measure"]["value"])
     page = (folder / "index.html").read_text()
-    assert not re.search(r"""(src|href)=["'](?!data:image|https://arxiv\.org)""", page), "the page is not self-contained"
+    assert not re.search(r"""(src|href)=["'](?!data:image|https://arxiv\.org)""", page), "not self-contained"
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower().replace("&nan", "")
     assert all(kind.replace("_", "-") in page for kind in kinds)
     return page
 
 
-@pytest.mark.parametrize("dataset,kinds,k", [("gauss", ["normal", "large_norm"], 10), ("intro1d", ["normal"], 4), ("iris", ["normal"], 6)])
+@pytest.mark.parametrize("dataset,kinds,k", [("gauss", ["normal", "large_norm"], 10), ("intro1d", ["normal"], 4),
+                                             ("iris", ["normal"], 6)])
 def test_report(tmp_path, dataset, kinds, k, capsys):
     assert run(dataset, "--minima", *kinds, "--k", str(k), "--out", str(tmp_path / "r")) == 0
     assert capsys.readouterr().out.strip() == str((tmp_path / "r" / "index.html").resolve())
@@ -44,7 +49,8 @@ def test_report(tmp_path, dataset, kinds, k, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dataset,kinds", [("checkerboard", ["normal", "noisy_init", "adversarial"]), ("mnist017", ["normal", "adversarial"])])
+@pytest.mark.parametrize("dataset,kinds", [("checkerboard", ["normal", "noisy_init", "adversarial"]),
+                                           ("mnist017", ["normal", "adversarial"])])
 def test_report_slow(tmp_path, dataset, kinds):
     assert run(dataset, "--minima", *kinds, "--out", str(tmp_path / "r")) == 0
     check_report(tmp_path / "r", dataset, kinds, 25)
@@ -65,6 +71,38 @@ def test_refuses_before_any_work(tmp_path, capsys, monkeypatch):
         assert stop.value.code == 2
 
 
+@pytest.mark.parametrize("curvature,words", [("ggn", "Gauss-Newton matrix"), ("fisher", "Fisher matrix")])
+def test_another_curvature(tmp_path, curvature, words):
+    out = tmp_path / "r"
+    assert run("intro1d", "--minima", "normal", "--k", "4", "--curvature", curvature, "--out", str(out)) == 0
+    numbers = json.loads((out / "summary.json").read_text())
+    assert numbers["curvature"] == curvature and min(numbers["minima"]["normal"]["eigenvalues"]) > 0
+    page = (out / "index.html").read_text()
+    assert f"seen by the {words}" in page and "Hessian" not in page
+
+
+def test_without_a_command_it_helps(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "usage: hessnb" in out and "report" in out and "lab" in out
+
+
+@pytest.mark.parametrize("command,options", [("report", ["--minima", "--k", "--curvature", "--out", "--seed", "--dtype",
+                                                         "--force", "--quiet"]), ("lab", ["--force", "--copy-only"])])
+def test_each_command_has_its_own_help(command, options, capsys):
+    with pytest.raises(SystemExit) as stop: main([command, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert f"usage: hessnb {command}" in out and all(option in out for option in options) and "default:" in out
+
+
+def test_what_can_be_mended_is_one_line_on_stderr(tmp_path, capsys):
+    (tmp_path / "keep.txt").write_text("mine")
+    assert run("gauss", "--out", str(tmp_path)) == 2
+    found = capsys.readouterr()
+    assert found.out == "" and found.err.startswith("hessnb report: ") and found.err.count("\n") == 1
+
+
 def test_force_replaces_the_report_and_nothing_else(tmp_path):
     out = tmp_path / "r"
     out.mkdir()
@@ -76,13 +114,15 @@ def test_force_replaces_the_report_and_nothing_else(tmp_path):
 
 def test_ctrl_c_leaves_nothing(tmp_path):
     out = tmp_path / "r"
-    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background of a shell passes on that it ignores the signal
-    process = subprocess.Popen([sys.executable, "-m", "hessnb.report", "report", "gauss", "--out", str(out)], stderr=subprocess.PIPE, text=True, preexec_fn=listen)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # the background of a shell ignores the signal
+    command = [sys.executable, "-m", "hessnb", "report", "gauss", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     for line in process.stderr:
         if "training" in line: break
     time.sleep(.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)  # Python reports the second if the signal lands inside an import; a shell shows 130 for both
+    # Python reports the second if the signal lands inside an import; a shell shows 130 for both
+    assert process.returncode in (130, -signal.SIGINT)
     assert "no report was written" in err
     assert not out.exists()

@@ -4,38 +4,47 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from test_replay import IMAGES, NETWORKS
 from torch import nn
 
-import hessnb.curvature.operator
 from conftest import F64, blobs, mlp, prescribed, randn
-from hessnb.curvature.lanczos import Krylov, top_eigenpairs
-from hessnb.paper.minima import cnn
+from hessnb.curvature import fast
+from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.krylov import Krylov
+from hessnb.curvature.mixed import davidson_correction
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator, MatrixOperator
-from test_replay import IMAGES, NETWORKS
+from hessnb.curvature.operator import MatrixOperator, Operator
+from hessnb.curvature.top import top_eigenpairs
+from hessnb.paper.networks import cnn
 
 X, Y = blobs(45)
 
 
+class Coarse(Operator):
+    "Products with the coarse form of an operator's matrix, which count there, too."
+    def __init__(self, owner, noise):
+        self.owner, self.noise, self.A = owner, noise, (owner.coarse + owner.coarse.T) / 2
+        super().__init__(len(self.A), self.A.dtype, self.A.device)
+    def apply(self, v):
+        self.owner.n_matvecs += 1
+        return self.A @ v
+
+
 class Rounded(MatrixOperator):
     "A matrix in float64 that offers its products in float32, which count here too."
+    single_noise = 2e-7
     def __init__(self, A, coarse=None):
         super().__init__(A)
         self.coarse = A.float() if coarse is None else coarse.float()
-    def in_single(self):
-        twin, owner = MatrixOperator((self.coarse + self.coarse.T) / 2), self
-        multiply = twin._product
-        def counted(v):
-            owner.n_matvecs += 1
-            return multiply(v)
-        twin._product, twin.noise = counted, 2e-7
-        return twin
+    def in_single(self): return Coarse(self, self.single_noise)
 
 
 def check(op, pairs, k, which, tol):
     "Against the dense answer: values, residuals, orthogonality, counts."
     values, A = torch.linalg.eigvalsh(op.A), op.A
-    expected = {"LA": values.flip(0)[:k], "SA": values[:k], "LM": values[values.abs().argsort(descending=True)][:k], "BE": torch.cat([values.flip(0)[:k - k // 2], values[:k // 2].flip(0)])}[which]
+    by_size = values[values.abs().argsort(descending=True)]
+    ends = values.flip(0)[:k - k // 2], values[:k // 2].flip(0)
+    expected = {"LA": values.flip(0)[:k], "SA": values[:k], "LM": by_size[:k], "BE": torch.cat(ends)}[which]
     scale = values.abs().max()
     key = torch.abs if which == "LM" else torch.clone
     assert torch.allclose(key(pairs.values), key(expected), rtol=tol, atol=1e-9 * scale.item())
@@ -63,7 +72,7 @@ SPECTRA = {
 def test_prescribed(name, tol, which):
     for k in (1, 5, 8):
         op = Rounded(prescribed(SPECTRA[name]).A)
-        if which in ("SA", "BE") and "decay" in name and k > 1: continue  # values that are zero to rounding have no relative residual
+        if which in ("SA", "BE") and "decay" in name and k > 1: continue  # zero to rounding has no relative residual
         if name == "fast decay" and which == "SA": continue
         check(op, top_eigenpairs(op, k, which=which, tol=tol), k, which, tol)
 
@@ -106,7 +115,8 @@ def test_a_coarse_operator_that_is_wrong_and_no_budget_left():
             warnings.simplefilter("ignore")
             pairs = top_eigenpairs(op, 5, tol=1e-6, max_matvecs=budget)
         true = (pairs.vectors @ good - pairs.values[:, None] * pairs.vectors).norm(dim=1)
-        assert torch.allclose(true, pairs.residuals, rtol=1e-5, atol=1e-9) and pairs.converged.all() == (pairs.stopped == "converged")
+        assert torch.allclose(true, pairs.residuals, rtol=1e-5, atol=1e-9)
+        assert pairs.converged.all() == (pairs.stopped == "converged")
         stopped.append(pairs.stopped)
     assert stopped[0] == "budget" and stopped[-1] == "converged"
 
@@ -125,7 +135,8 @@ def test_random_spectra(seed):
 def test_stopped_early():
     "A stop or a budget in the float32 phase gives what is there, in float64, flagged."
     op = Rounded(prescribed(SPECTRA["slow decay"]).A)
-    with pytest.warns(UserWarning, match="stopped after"): pairs = top_eigenpairs(op, 8, tol=1e-6, progress=lambda used, done: used >= 15)
+    with pytest.warns(UserWarning, match="stopped after"):
+        pairs = top_eigenpairs(op, 8, tol=1e-6, progress=lambda used, done: used >= 15)
     assert pairs.stopped == "halted" and pairs.vectors.dtype == F64
     op = Rounded(op.A)
     with pytest.warns(UserWarning, match="ran out"): pairs = top_eigenpairs(op, 8, tol=1e-6, max_matvecs=15)
@@ -135,26 +146,26 @@ def test_stopped_early():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_twin_of_a_record(name, monkeypatch):
-    monkeypatch.setattr(hessnb.curvature.operator, "_WORTH_ROUNDING", 0)
+def test_rounded_trace(name, monkeypatch):
+    monkeypatch.setattr(fast, "_ROUNDING_BYTES", 0)
     make, inputs = NETWORKS[name]
     objective = Objective(make(), (inputs, torch.arange(len(inputs)) % 4), dtype=F64)
     op = HessianOperator(objective)
-    twin, v = op.in_single(), randn(objective.n_params)
-    assert twin is not None and twin is op.in_single() and twin.dtype == torch.float32 and twin.noise < 1e-4
+    single, v = op.in_single(), randn(objective.n_params)
+    assert single is not None and single is op.in_single() and single.dtype == torch.float32 and single.noise < 1e-4
     w, before = op.matvec(v), op.n_matvecs
-    assert (twin.matvec(v.float()) - w).norm() <= 1e-4 * w.norm() and op.n_matvecs == before + 1
-    assert all(t.dtype != F64 for program in twin.programs for t in program.__wrapped__.__self__.buffers())
+    assert (single.matvec(v.float()) - w).norm() <= 1e-4 * w.norm() and op.n_matvecs == before + 1
+    assert all(t.dtype != F64 for program in single.total.maps for t in program.constants.values())
     if objective.n_params > 10**6: return  # a search takes minutes here
     pairs, plain = top_eigenpairs(op, 3, tol=1e-5), top_eigenpairs(op, 3, tol=1e-5, single=False)
     assert pairs.n_single and not plain.n_single
     assert torch.allclose(pairs.values, plain.values, rtol=1e-8) and pairs.converged.all()
 
 
-def test_where_there_is_no_twin(monkeypatch):
+def test_where_there_is_nothing_in_float32(monkeypatch):
     objective = Objective(mlp(), (X, Y))
     assert HessianOperator(objective).in_single() is None  # too small to be worth it
-    monkeypatch.setattr(hessnb.curvature.operator, "_WORTH_ROUNDING", 0)
+    monkeypatch.setattr(fast, "_ROUNDING_BYTES", 0)
     whole = objective.cost.fixed + 45 * objective.cost.per_example
     assert HessianOperator(objective).in_single() is not None
     assert HessianOperator(objective, product="graph").in_single() is None
@@ -166,29 +177,24 @@ def test_where_there_is_no_twin(monkeypatch):
     assert HessianOperator(huge).in_single() is None
 
 
-def test_large_hessian_takes_the_twin():
+def test_large_hessian_is_searched_in_mixed_precision():
     "Nothing is set by hand here: a network of convolutions on enough images."
     images = IMAGES.repeat(6, 1, 1, 1) + .1 * randn(72, 1, 28, 28)
     op = HessianOperator(Objective(cnn(4).double(), (images, torch.arange(72) % 4)))
-    assert op._kept_bytes > 2**24
+    assert op.kept.n_bytes > 2**24
     pairs = top_eigenpairs(op, 4, tol=1e-3)
     assert pairs.n_single > len(pairs) and pairs.converged.all()
     assert "in float32" in repr(pairs)
 
 
 class Perturbed(Rounded):
-    "Its coarse form differs by a symmetric matrix as large as `noise` says, and is multiplied without rounding errors, which would bring copies of eigenvalues by themselves."
-    def in_single(self):
-        twin, multiply, owner = MatrixOperator((self.coarse + self.coarse.T) / 2), MatrixOperator._product, self
-        def counted(v):
-            owner.n_matvecs += 1
-            return multiply(twin, v)
-        twin._product, twin.noise = counted, 1e-6
-        return twin
+    """Its coarse form differs by a symmetric matrix as large as `noise` says; it is in float64, since rounding errors
+    would bring copies of eigenvalues by themselves."""
+    single_noise = 1e-6
 
 
 def shifted(values, low, high, amount):
-    "A matrix with these eigenvalues, and one in which the `low`-th and the `high`-th are moved towards and beyond each other."
+    "A matrix with these eigenvalues, and one in which two of them are moved towards and beyond each other."
     Q, values = torch.linalg.qr(randn(len(values), len(values))).Q, torch.tensor(values, dtype=F64)
     moved = values.clone()
     moved[low] += amount
@@ -207,7 +213,8 @@ def test_an_order_that_the_noise_turns_round():
 
 
 def test_copies_within_the_noise_of_the_last_value():
-    "Where values differ by less than the noise, the coarse search does not look for copies of the better one; a search in float64 does."
+    """Where values differ by less than the noise, the coarse search does not look for copies of the better one; a
+    search in float64 does."""
     A, _ = shifted(np.r_[100., 1 + 2e-5, 1 + 2e-5, 1., np.linspace(-.5, .5, 196)], 0, 0, 0.)
     op = Perturbed((A + A.T) / 2)
     op.coarse = op.A
@@ -226,9 +233,9 @@ def test_correction_solves_in_the_basis():
     V, theta = krylov.combine(S[:, skip]), values[skip]
     R = randn(2, 30, seed=1)
     R = R - (R @ V.T) @ V
-    T = krylov.correct(R, theta, skip)
+    T = davidson_correction(krylov, R, theta, skip)
     assert (T @ V.T).abs().max() < 1e-10 * T.norm()
     back = T @ op.A - theta[:, None] * T
     assert torch.allclose(back / back.norm(dim=1, keepdim=True), -R / R.norm(dim=1, keepdim=True), atol=1e-9)
-    with_skipped = krylov.correct(R + V, theta + 1e-3, skip)  # what lies along the wanted vectors is left alone
+    with_skipped = davidson_correction(krylov, R + V, theta + 1e-3, skip)  # along the wanted vectors nothing
     assert (with_skipped @ V.T).abs().max() < 1e-10 * with_skipped.norm()

@@ -1,4 +1,4 @@
-"Every control of the widgets without a browser: set a value, look at the state, the picture, and what the read-out says."
+"Every control of the widgets without a browser: set a value, look at state, picture and read-out."
 import gc
 import io
 import types
@@ -15,25 +15,40 @@ from torch import nn
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-import hessnb.show.widgets as widgets
 from conftest import build, quiet, randn, untouched
 from hessnb.boundary.alignment import align
 from hessnb.boundary.compare import compare_minima
-from hessnb.curvature.lanczos import top_eigenpairs
+from hessnb.boundary.plane import plane_through
+from hessnb.boundary.probe import curvature_lengths, perturb
+from hessnb.curvature.eigenpairs import dense_eigenpairs
+from hessnb.curvature.entry import as_operator
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
-from hessnb.curvature.operator import HessianOperator
-from hessnb.boundary.probe import curvature_lengths, displace, plane_through
-from hessnb.show.widgets import BoundaryExplorer, EigenvectorSliders, MinimaComparer, SpectrumExplorer, View, kind_of_inputs, n_open
+from hessnb.curvature.top import top_eigenpairs
+from hessnb.show.background import Progress
+from hessnb.show.closing import n_open, open_boxes, running_cell
+from hessnb.show.comparer import MinimaComparer
+from hessnb.show.explorer import PLANES, BoundaryExplorer
+from hessnb.show.sliders import EigenvectorSliders
+from hessnb.show.spectrum import SpectrumExplorer, kind_of_inputs
+from hessnb.show.view import View
 from hessnb.show.workbook import Workbook
+
+
+def conv():
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(.3), nn.Linear(144, 3)
+    return nn.Sequential(*layers)
 
 
 def problem(kind):
     "(objective, pairs) of a small trained network on two features, on a table of five, or on images."
-    if kind == "images": X, make = randn(24, 1, 8, 8, dtype=torch.float32), lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(.3), nn.Linear(144, 3))
+    if kind == "images": X, make = randn(24, 1, 8, 8, dtype=torch.float32), conv
     else:
         D = 2 if kind == "plane" else 5
-        X, make = randn(30, D, dtype=torch.float32), lambda: nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 3))
-    y = X.flatten(1)[:, :3 if kind != "plane" else 2].argmax(1) if kind != "plane" else (X[:, 0] > 0).long() + (X[:, 1] > .3).long()
+        X = randn(30, D, dtype=torch.float32)
+        make = lambda: nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 3))
+    if kind == "plane": y = (X[:, 0] > 0).long() + (X[:, 1] > .3).long()
+    else: y = X.flatten(1)[:, :3].argmax(1)
     model = build(make).float().train()
     optimizer = torch.optim.Adam(model.parameters(), lr=.05)
     with torch.random.fork_rng(devices=[]):
@@ -55,6 +70,23 @@ def each(request): return request.param, *problem(request.param)
 def plane(): return problem("plane")
 
 
+@pytest.fixture(scope="module", params=["plane", "rows"])
+def one_logit(request):
+    "(objective, pairs) of a network with a single logit, on two features or on a table of five."
+    D = 2 if request.param == "plane" else 5
+    X = randn(30, D, dtype=torch.float32)
+    y = (X[:, 0] + X[:, 1] > 0).float()[:, None]
+    model = build(lambda: nn.Sequential(nn.Linear(D, 12), nn.Tanh(), nn.Linear(12, 1))).float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=.05)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(model(X), y).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    objective = Objective(model, (X, y), nn.BCEWithLogitsLoss())
+    return objective, top_eigenpairs(HessianOperator(objective), 3, tol=1e-3)
+
+
 def pixels(png): return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
 
@@ -70,12 +102,13 @@ class TestEigenvectorSliders:
             for i, slider in enumerate(view.sliders):
                 before = view.picture.value
                 slider.value = 2.
-                moved = displace(objective, pairs.vectors[:i + 1], 2 * curvature_lengths(pairs.values[:i + 1]))
+                moved = perturb(objective, pairs.vectors[:i + 1], 2 * curvature_lengths(pairs.values[:i + 1]))
                 out = moved(X).detach()
                 assert_close(view.numbers["loss"], nn.functional.cross_entropy(out, y).item(), rtol=1e-4, atol=1e-7)
                 assert view.numbers["accuracy"] == (out.argmax(1) == y).double().mean().item()
                 assert view.numbers["changed"] == int((out.argmax(1) != objective.predict(X).argmax(1)).sum())
-                assert view.error.value == "" and f"{view.numbers['loss']:.4g}" in view.readout.value and view.picture.value != before
+                assert view.error.value == "" and f"{view.numbers['loss']:.4g}" in view.readout.value
+                assert view.picture.value != before
             view.close()
 
     def test_reset_sweep_and_save(self, plane, tmp_path):
@@ -85,11 +118,12 @@ class TestEigenvectorSliders:
             view.play.value = phase
             assert view.amounts[0] == pytest.approx(height)
         view.choice.value, view.play.value = 2, 15
-        assert view.sweep == 2 and view.amounts[2] == pytest.approx(1) and view.state == {"amounts": view.amounts, "sweep": 2}
+        assert view.sweep == 2 and view.amounts[2] == pytest.approx(1)
+        assert view.state == {"amounts": view.amounts, "sweep": 2}
         view.path.value = str(tmp_path / "moved.pt")
         view.save_button.click()
         saved = torch.load(tmp_path / "moved.pt")
-        assert all(torch.equal(saved[name], p) for name, p in view.displaced().state_dict().items())
+        assert all(torch.equal(saved[name], p) for name, p in view.perturbed().state_dict().items())
         view.save_button.click()
         assert "FileExistsError" in view.error.value  # nothing is overwritten
         view.path.value = str(tmp_path / "no" / "such" / "folder.pt")
@@ -111,9 +145,10 @@ class TestEigenvectorSliders:
 
     def test_the_network_is_a_copy(self, plane):
         objective, pairs = plane
-        for view in (EigenvectorSliders(objective, pairs, n=20), SpectrumExplorer(objective, pairs, n=20), BoundaryExplorer(objective, pairs, n=20)):
-            theirs = {p.data_ptr() for p in objective.model.parameters()}
-            assert not any(p.data_ptr() in theirs for p in view.objective.model.parameters()) and view.objective.model is not objective.model
+        for explorer in (EigenvectorSliders, SpectrumExplorer, BoundaryExplorer):
+            view, theirs = explorer(objective, pairs, n=20), {p.data_ptr() for p in objective.model.parameters()}
+            assert view.objective.model is not objective.model
+            assert not any(p.data_ptr() in theirs for p in view.objective.model.parameters())
             view.close()
 
     def test_refused(self, plane):
@@ -139,16 +174,18 @@ class TestSpectrumExplorer:
         kind, objective, pairs = each
         view = SpectrumExplorer(objective, pairs, n=20)
         X, y = next(objective.micro_batches())
-        assert view.kind == kind == kind_of_inputs(X) and len(view.pictures) == (1 if kind == "rows" else 2)
+        assert view.data.kind == kind == kind_of_inputs(X) and len(view.pictures) == (1 if kind == "rows" else 2)
         for i in (2, 1, 3, 0):
             view.slider.value = i
-            assert f"v{i + 1} of 4" in view.readout.value and f"{pairs.values[i]:.4g}" in view.readout.value and view.error.value == ""
+            assert f"v{i + 1} of 4" in view.readout.value and f"{pairs.values[i]:.4g}" in view.readout.value
+            assert view.error.value == ""
             assert view.canvases["log"].nearest(*view.spectrum.pointer) == i
         if kind == "rows":
             extreme = align(objective, X, pairs.vectors[:1]).cosines[:, 0]
-            assert f"example {int(extreme.argmax())}" in view.readout.value and f"example {int(extreme.argmin())}" in view.readout.value
+            for row in (extreme.argmax(), extreme.argmin()): assert f"example {int(row)}" in view.readout.value
         a = align(objective, X, pairs.vectors[:1]).cosines[:, 0]
-        assert view._extremes()[0][0] == a.argmax() and view._extremes()[1][0] == a.argmin()
+        up, down = view.contents.extremes(0, 1)
+        assert up[0] == a.argmax() and down[0] == a.argmin()
         before = view.spectrum.value
         view.toggle.value = "linear"
         assert view.scale == "linear" and share_changed(before, view.spectrum.value) > .002
@@ -163,7 +200,8 @@ class TestBoundaryExplorer:
     def test_every_plane_and_layer(self, each):
         kind, objective, pairs = each
         view = BoundaryExplorer(objective, pairs, n=24, k=3)
-        assert view.planes == {"plane": ["input space"], "rows": list(widgets._PLANES), "images": [p for p in widgets._PLANES if p != "two features"]}[kind]
+        images = [p for p in PLANES if p != "two features"]
+        assert view.planes == {"plane": ["input space"], "rows": list(PLANES), "images": images}[kind]
         pictures = set()
         for plane in view.planes:
             view.plane_choice.value = plane
@@ -180,8 +218,8 @@ class TestBoundaryExplorer:
         view = BoundaryExplorer(objective, pairs, n=24)
         X, y = next(objective.micro_batches())
         detail = view.detail.value
-        u, v = (sum(view.grid.extent[i:i + 2]) / 2 for i in (0, 2))
-        view.picture.pointer = view._canvas.place(u, v)
+        u, v = (sum(view.shown.grid.extent[i:i + 2]) / 2 for i in (0, 2))
+        view.picture.pointer = view.canvas.place(u, v)
         here = view.numbers
         assert_close(torch.tensor(view.point), torch.tensor((u, v)), rtol=1e-5, atol=1e-5)
         out = objective.model(here["input"][None]).softmax(1)[0]
@@ -189,7 +227,8 @@ class TestBoundaryExplorer:
         assert here["nearest"] == int((X - here["input"]).flatten(1).norm(dim=1).argmin())
         assert objective.predict(here["boundary"][None]).argmax().item() == here["beyond"] != here["class"]
         assert here["boundary_distance"] == pytest.approx((here["boundary"] - here["input"]).norm().item(), rel=1e-3)
-        assert f"confidence {here['confidence']:.2%}" in view.readout.value and (view.detail.value != detail) == (kind == "images")
+        assert f"confidence {here['confidence']:.2%}" in view.readout.value
+        assert (view.detail.value != detail) == (kind == "images")
         view.close()
 
     def test_boxes(self):
@@ -199,14 +238,16 @@ class TestBoundaryExplorer:
         assert view.examples == (5, 9, 17) and view.picture.value != before and view.error.value == ""
         view.plane_choice.value = "two features"
         view.feature_boxes[0].value, view.feature_boxes[1].value = 3, 4
-        assert view.features == (3, 4) and view.grid.names == ("d", "e")
+        assert view.features == (3, 4) and view.shown.grid.names == ("d", "e")
         view.feature_boxes[0].value = 4
         assert "two different features" in view.error.value
         view.plane_choice.value = "designed inputs"
         view.direction_boxes[0].value = 2
         assert view.directions == (2, 1) and view.error.value == ""
-        assert view._lines["directions"].layout.display == "" and view._lines["features"].layout.display == "none"
-        for state, words in [({"plane": "a sphere"}, "plane must be one of"), ({"layer": 4}, "layer must be one of"), ({"examples": (0, 1, 30)}, "3 numbers in 0..29"), ({"features": (1,)}, "2 numbers in 0..4")]:
+        assert [view.box_lines[name].layout.display for name in ("directions", "features")] == ["", "none"]
+        for state, words in [({"plane": "a sphere"}, "plane must be one of"), ({"layer": 4}, "layer must be one of"),
+                             ({"examples": (0, 1, 30)}, "3 numbers in 0..29"),
+                             ({"features": (1,)}, "2 numbers in 0..4")]:
             before = view.state
             with pytest.raises(traitlets.TraitError, match=words): view.state = state
             assert view.state == before
@@ -217,12 +258,62 @@ class TestBoundaryExplorer:
 def test_one_eigenvector_is_enough(kind):
     objective, pairs = problem(kind)
     one = replace(pairs, **{name: getattr(pairs, name)[:1] for name in ("values", "vectors", "residuals", "converged")})
-    for view in (EigenvectorSliders(objective, one, n=20), SpectrumExplorer(objective, one, n=20), BoundaryExplorer(objective, one, n=20)):
+    for explorer in (EigenvectorSliders, SpectrumExplorer, BoundaryExplorer):
+        view = explorer(objective, one, n=20)
         if isinstance(view, BoundaryExplorer):
-            for view.plane in view.planes: assert view.error.value == ""
+            for plane in view.planes:
+                view.plane = plane
+                assert view.error.value == ""
             assert "designed inputs" not in view.planes
         assert view.error.value == "" and view.png()
         view.close()
+
+
+class TestOneLogit:
+    "A network with one logit has two classes like any other, and everything works with it."
+    def test_sliders(self, one_logit):
+        objective, pairs = one_logit
+        X, y = next(objective.micro_batches())
+        view = EigenvectorSliders(objective, pairs, n=24)
+        view.sliders[0].value = 2.
+        out = view.perturbed()(X).detach()
+        assert view.error.value == "" and view.numbers["accuracy"] == ((out > 0) == (y > 0)).double().mean().item()
+        loss = nn.functional.binary_cross_entropy_with_logits(out, y).item()
+        assert view.numbers["loss"] == pytest.approx(loss, rel=1e-4)
+        assert view.numbers["changed"] == int(((out > 0) != (objective.model(X) > 0)).sum())
+        view.close()
+
+    def test_spectrum(self, one_logit):
+        view = SpectrumExplorer(*one_logit, n=20, class_names=["no", "yes"])
+        view.slider.value = 1
+        assert view.error.value == "" and "no against yes" in view.readout.value and view.png()
+        view.close()
+
+    def test_boundary(self, one_logit):
+        objective, pairs = one_logit
+        view = BoundaryExplorer(objective, pairs, n=24)
+        for plane in view.planes:
+            for layer in (-1, 0):
+                view.state = {"plane": plane, "layer": layer}
+                assert view.error.value == "", (plane, view.error.value)
+        u, v = (sum(view.shown.grid.extent[i:i + 2]) / 2 for i in (0, 2))
+        view.point = u, v
+        here = view.numbers
+        with torch.no_grad(): p = objective.model(here["input"][None]).sigmoid().item()
+        assert here["class"] == int(p > .5) and here["confidence"] == pytest.approx(max(p, 1 - p), abs=1e-5)
+        assert here["beyond"] == 1 - here["class"] == int(objective.model(here["boundary"][None]).item() > 0)
+        view.close()
+
+    def test_workbook(self, one_logit, tmp_path):
+        objective, _ = one_logit
+        X, y = next(objective.micro_batches())
+        with quiet():
+            book = Workbook({"a": objective, "b": objective}, test=(X, y), k=3, background=False)
+        assert book.error.value == "", book.error.value
+        assert book.tabs.titles[-2:] == ("minima", "numbers") and "test accuracy" in book.numbers.value
+        book.explorers["minima"].slider.value = 1.
+        assert book.explorers["minima"].error.value == "" and len(book.export(tmp_path)) == 12
+        book.close()
 
 
 class TestMinimaComparer:
@@ -246,12 +337,12 @@ class TestMinimaComparer:
 
 
 class Broken(View):
-    names = ("number",)
+    title, names = "broken", ("number",)
     number = traitlets.Int(0)
 
     def __init__(self):
         self.slider = ipywidgets.IntSlider()
-        super().__init__("broken", [self.slider], [])
+        super().__init__([self.slider])
         self.bind(self.slider, "number")
 
     def refresh(self): raise RuntimeError("<b>deliberately</b> broken")
@@ -268,29 +359,36 @@ class TestNothingGrows:
     def test_ten_runs_of_a_cell(self, plane, monkeypatch):
         "With the kernel's word on which cell runs, a second run closes what the first one made."
         run = {"n": 0}
-        parent = lambda channel: {"metadata": {"cellId": "abc"}, "header": {"msg_id": str(run["n"])}}
-        monkeypatch.setattr(widgets, "get_ipython", lambda: types.SimpleNamespace(kernel=types.SimpleNamespace(get_parent=parent)))
+        monkeypatch.setattr("hessnb.show.closing.running_cell", lambda: ("abc", str(run["n"])))
         made, counts, observers = [], [], []
         for run["n"] in range(10):
             made.append((EigenvectorSliders(*plane, k=2, n=24), BoundaryExplorer(*plane, n=24)))
             for amount in (.1, .2, .3): made[-1][0].amounts = (amount, 0.)
             gc.collect()
             counts.append(n_open())
-            observers.append(sum(len(h) for s in made[-1][0].sliders for kinds in s._trait_notifiers.values() for h in kinds.values()))
+            heard = [kinds for slider in made[-1][0].sliders for kinds in slider._trait_notifiers.values()]
+            observers.append(sum(len(handlers) for kinds in heard for handlers in kinds.values()))
         assert len(set(counts)) == 1 and len(set(observers)) == 1
-        assert [hasattr(a, "canvas") for a, _ in made] == [False] * 9 + [True]  # though something still refers to all of them
+        # though something still refers to all of them
+        assert [hasattr(a, "canvas") for a, _ in made] == [False] * 9 + [True]
         for view in made[-1]: view.close()
-        widgets._OPEN.clear()
+        open_boxes.made.clear()
 
     def test_two_views_of_one_run_stay(self, plane, monkeypatch):
-        parent = lambda channel: {"metadata": {"cellId": "def"}, "header": {"msg_id": "1"}}
-        monkeypatch.setattr(widgets, "get_ipython", lambda: types.SimpleNamespace(kernel=types.SimpleNamespace(get_parent=parent)))
+        monkeypatch.setattr("hessnb.show.closing.running_cell", lambda: ("def", "1"))
         a, b = (EigenvectorSliders(*plane, k=1, n=24) for _ in range(2))
         assert hasattr(a, "canvas") and hasattr(b, "canvas")
         a.close()
         b.close()
         b.close()  # a second time does nothing
-        widgets._OPEN.clear()
+        open_boxes.made.clear()
+
+    def test_which_cell_runs(self, monkeypatch):
+        "The kernel is asked for it, as ipykernel names it."
+        parent = {"metadata": {"cellId": "abc"}, "header": {"msg_id": "7"}}
+        kernel = types.SimpleNamespace(get_parent=lambda channel: parent)
+        monkeypatch.setattr("hessnb.show.closing.get_ipython", lambda: types.SimpleNamespace(kernel=kernel))
+        assert running_cell() == ("abc", "7")
 
     def test_no_pyplot_figures(self, plane):
         import matplotlib.pyplot as plt
@@ -322,10 +420,10 @@ class TestWorkbook:
         objective, book = problem("plane")[0], None
         book = Workbook(objective, k=2, examine=False, background=False)  # once, for its number of tabs
         n = len(book.tabs.titles)
-        monkeypatch.setattr("hessnb.show.workbook.Progress.say", say)
-        monkeypatch.setattr(Workbook, "_start", lambda self, background: None)
+        monkeypatch.setattr(Progress, "say", say)
+        monkeypatch.setattr("hessnb.show.workbook.Computation", lambda work, background: None)
         book = Workbook(objective, k=2, examine=False)
-        book._run()
+        book.run()
         assert told[-1] == ("done", n) and book.tabs.titles[-1] == "numbers"
 
     @pytest.mark.parametrize("kind", ["plane", "rows", "images"])
@@ -346,7 +444,9 @@ class TestWorkbook:
     def test_says_what_to_do(self):
         objective, _ = problem("images")
         (X, y), model = next(objective.micro_batches()), objective.model
-        cases = [(model, (X, y), "call model.eval"), (model, (X, y.float()), "int64 class indices"), (model, DataLoader(TensorDataset(X, y), shuffle=True), "shuffle=False"), ("a model", (X, y), "str")]
+        shuffling = DataLoader(TensorDataset(X, y), shuffle=True)
+        cases = [(model, (X, y), "call model.eval"), (model, (X, y.float()), "int64 class indices"),
+                 (model, shuffling, "shuffle=False"), ("a model", (X, y), "str")]
         for given, data, words in cases:
             model.train(words == "call model.eval")
             book = Workbook(given, data, background=False)
@@ -370,11 +470,22 @@ class TestWorkbook:
     def test_stop_before_anything(self):
         objective, _ = problem("rows")
         class Impatient(Workbook):
-            def _find_pairs(self, name, model):
+            def find_pairs(self, name):
                 self.progress.button.click()
-                super()._find_pairs(name, model)
-        with pytest.warns(UserWarning, match="was stopped after 1 products"): book = Impatient(objective, background=False)
+                super().find_pairs(name)
+        with pytest.warns(UserWarning, match="was stopped after 1 products"):
+            book = Impatient(objective, background=False)
         assert not book.pairs and "stopped" in book.progress.text.value and book.error.value == ""
+        book.close()
+
+    @pytest.mark.parametrize("curvature", ["ggn", "fisher"])
+    @pytest.mark.filterwarnings("ignore:.*rounding floor")
+    def test_another_curvature(self, curvature):
+        objective, _ = problem("plane")
+        with quiet(): book = Workbook(objective, k=3, curvature=curvature, background=False)
+        assert book.error.value == "" and book.examinations["model"].curvature == curvature
+        dense = dense_eigenpairs(as_operator(objective, curvature=curvature))
+        assert_close(book.pairs["model"].values, dense.values[:3], rtol=1e-3, atol=0)
         book.close()
 
     def test_in_a_thread(self):

@@ -1,5 +1,6 @@
-"Write the documentation site to _docs (or to the folder named): tutorials, literate reference, signatures, search. No network."
+"Write the documentation site to _docs (or the folder named): tutorials, chapters, public names, search. No network."
 import ast
+import base64
 import importlib
 import inspect
 import re
@@ -15,11 +16,20 @@ from sphinx.cmd.build import main as sphinx
 
 root = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(root))
-FOLDERS = ("tutorials", "recipes", "curvature", "boundary", "show", "training", "paper", "")  # reading order; "": the notebooks at the top
+WINGS = {  # reading order of the folders, each with its caption; "": the notebooks at the top
+    "curvature": "Curvature: how does the loss curve?",
+    "boundary": "Boundary: where does the network change its mind?",
+    "show": "Show: what does it look like?",
+    "training": "Training: how does it change while the network learns?",
+    "paper": "Paper: the experiments",
+    "": "Use: names, report, command, workbook",
+}
+TOP = ("names", "report", "cli", "main", "lab")  # reading order at the top
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def cell_source(cell): return "\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith("#|")).strip("\n")
+def cell_source(cell):
+    return "\n".join(line for line in cell.source.split("\n") if not line.lstrip().startswith("#|")).strip("\n")
 
 
 def directives(cell):
@@ -30,8 +40,9 @@ def directives(cell):
 # ---- signatures
 def escape(text):
     "Text as Markdown for a table cell; what stands in backticks stays code."
+    def plain(part): return re.sub(r"([\\*_\[\]<>$|{}~#])", r"\\\1", part)
     parts = re.split(r"(`[^`]*`)", " ".join(str(text).split()))
-    return "".join(p.replace("|", r"\|") if p.startswith("`") else re.sub(r"([\\*_\[\]<>$|{}~#])", r"\\\1", p) for p in parts)
+    return "".join(p.replace("|", r"\|") if p.startswith("`") else plain(p) for p in parts)
 
 
 def code(text): return f"`{text}`".replace("|", r"\|") if text else ""
@@ -41,29 +52,34 @@ def syntax(obj): return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwr
 
 
 def signature(node, method=False):
-    "Arguments as they were written, the list (name, annotation, default) of them, and the annotation of what is returned."
+    "Arguments as they were written, the list (name, annotation, default) of them, the annotation of what is returned."
     args = node.args
     if method: (args.posonlyargs or args.args).pop(0)  # self
     plain = args.posonlyargs + args.args
-    rows = list(zip(plain, [None] * (len(plain) - len(args.defaults)) + args.defaults)) + list(zip(args.kwonlyargs, args.kw_defaults))
+    rows = list(zip(plain, [None] * (len(plain) - len(args.defaults)) + args.defaults))
+    rows = [(a.arg, a.annotation, d) for a, d in [*rows, *zip(args.kwonlyargs, args.kw_defaults)]]
     returns = ast.unparse(node.returns) if node.returns else ""
-    return f"({ast.unparse(args)})" + (f" -> {returns}" if returns else ""), [(a.arg, a.annotation, d) for a, d in rows], returns
+    return f"({ast.unparse(args)})" + (f" -> {returns}" if returns else ""), rows, returns
 
 
-def fields(node): return [(s.target.id, s.annotation, s.value) for s in node.body if isinstance(s, ast.AnnAssign) and s.target.id[0] != "_"]
+def fields(node):
+    found = [s for s in node.body if isinstance(s, ast.AnnAssign) and s.target.id[0] != "_"]
+    return [(s.target.id, s.annotation, s.value) for s in found]
 
 
 def table(rows, comments, head, returns=""):
-    "Names, types with defaults, and the comments beside them."
+    "Names, types with defaults, and the comments beside them; nothing where no comment says more than the signature."
     def kind(annotation, default):
         shown = "" if default is None or ast.unparse(default).startswith("field(") else f" = {ast.unparse(default)}"
         return code((ast.unparse(annotation) if annotation else "") + shown)
     cells = [(code(n), kind(a, d), escape(comments.get(n) or "")) for n, a, d in rows]
-    if returns and returns != "None": cells.append(("*returns*", code(returns), escape(comments.get("return") or "")))
-    return "\n".join("| " + " | ".join(line) + " |" for line in [(head, "type", "meaning"), ("---",) * 3, *cells]) if cells else ""
+    if said := comments.get("return"): cells.append(("*returns*", code(returns), escape(said)))
+    if not any(meaning for _, _, meaning in cells): return ""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [(head, "type", "meaning"), ("---",) * 3, *cells])
 
 
-def directive(kind, name, body, options="", ticks=3): return f"{'`' * ticks}{{py:{kind}}} {name}\n{options}\n{body}\n{'`' * ticks}"
+def directive(kind, name, body, options="", ticks=3):
+    return f"{'`' * ticks}{{py:{kind}}} {name}\n{options}\n{body}\n{'`' * ticks}"
 
 
 def comments_of(obj): return {k: v["docment"] for k, v in docments(obj, full=True).items()}
@@ -72,61 +88,102 @@ def comments_of(obj): return {k: v["docment"] for k, v in docments(obj, full=Tru
 def doc_line(obj): return escape(inspect.getdoc(obj) or "") if "__doc__" in vars(obj) or obj.__doc__ else ""
 
 
-def members(cls, prefix="", options=""):
-    "Directives of a class's own public methods and properties."
-    for name, value in vars(cls).items():
+def bases(cls): return [c for c in cls.__mro__ if c.__module__.startswith("hessnb")]
+
+
+def members(cls, inherited=False, options=""):
+    "Directives of a class's public methods and properties: its own, and if wanted those of our classes it extends."
+    seen = {}
+    for owner in bases(cls) if inherited else [cls]:
+        for name, value in vars(owner).items(): seen.setdefault(name, value)
+    for name, value in seen.items():
         function = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
         if name[0] == "_" or not inspect.isfunction(function): continue
         shown, rows, returns = signature(syntax(function), method=not isinstance(value, staticmethod))
         comments = comments_of(function)
         if function is value or isinstance(value, (classmethod, staticmethod)):
-            yield name, directive("method", prefix + name + shown, "\n\n".join([doc_line(function), table(rows, comments, "parameter", returns)]), options)
+            body = "\n\n".join([doc_line(function), table(rows, comments, "parameter", returns)])
+            yield name, directive("method", name + shown, body, options)
         else:
             body = " ".join([doc_line(function), escape(comments.get("return") or "")])
-            yield name, directive("property", prefix + name, body, options + (f":type: {returns}\n" if returns else ""))
+            yield name, directive("property", name, body, options + (f":type: {returns}\n" if returns else ""))
 
 
-def entry(obj, name, options="", tail="", patched=True):
-    "One public symbol: signature, its line of documentation, table of parameters, methods (those that `patch` adds too, if wanted)."
-    node = syntax(obj)
-    if not inspect.isclass(obj):
-        shown, rows, returns = signature(node)
-        return directive("function", name + shown, "\n\n".join([doc_line(obj), tail, table(rows, comments_of(obj), "parameter", returns)]), options, 5)
-    init = next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
-    shown, rows, _ = signature(init, method=True) if init else ("", fields(node), "")
-    text = table(rows, comments_of(obj), "parameter" if init else "field")
-    own = {getattr(s, "name", "") for s in node.body}
-    methods = [m for n, m in members(obj) if patched or n in own]
-    return directive("class", name + shown, "\n\n".join([doc_line(obj), tail, text, *methods]), options, 5)
+def constructor(cls):
+    "Signature and table of what makes an instance: `__init__` or the fields, its own or those of a class it extends."
+    for owner in bases(cls):
+        node = syntax(owner)
+        init = next((s for s in node.body if isinstance(s, ast.FunctionDef) and s.name == "__init__"), None)
+        comments = comments_of(owner)
+        if init:
+            shown, rows, _ = signature(init, method=True)
+            return shown, table(rows, comments, "parameter")
+        if "__dataclass_fields__" in vars(owner): return "", table(fields(node), comments, "field")
+    return "", ""
+
+
+def entry(obj, name, options="", tail="", example="", inherited=False):
+    "One symbol: signature, its line of documentation, `tail`, table of parameters, example; the methods of a class."
+    if inspect.isclass(obj): kind, (shown, text), methods = "class", constructor(obj), members(obj, inherited)
+    else:
+        kind, (shown, rows, returns), methods = "function", signature(syntax(obj)), ()
+        text = table(rows, comments_of(obj), "parameter", returns)
+    body = [doc_line(obj), tail, text, example, *(m for _, m in methods)]
+    return directive(kind, name + shown, "\n\n".join(filter(None, body)), options, 5)
 
 
 # ---- pages
 def place(path): return path.relative_to(root / "nbs").with_suffix("").as_posix()  # of a notebook's page in the site
 
 
+def title(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return next(c.source for c in cells if c.source.startswith("# ")).splitlines()[0].strip("# ").replace("`", "")
+
+
+def notebooks(folder): return sorted((root / "nbs" / folder).glob("*.ipynb"))
+
+
 class Site:
-    "The notebooks, the module of each, and what every public name links to."
+    "The notebooks, the module of each, and what every name links to."
     def __init__(self):
         import hessnb
-        top = [p for p in sorted((root / "nbs").glob("*.ipynb")) if p.stem not in ("index", "start")]
-        self.tutorials = [root / "nbs/start.ipynb", *(p for f in FOLDERS[:2] for p in sorted((root / "nbs" / f).glob("*.ipynb")))]
-        self.notebooks = [*self.tutorials, *(p for f in FOLDERS[2:-1] for p in sorted((root / "nbs" / f).glob("*.ipynb"))), *top]
-        self.modules, self.names, self.links = {}, {}, {}
-        for path in self.notebooks:
+        self.offered = {n: getattr(hessnb, n) for n in hessnb.__all__}
+        self.tutorials = [root / "nbs/start.ipynb", *notebooks("tutorials"), *notebooks("recipes")]
+        top = [p for p in notebooks("") if p.stem not in ("index", "start")]
+        top.sort(key=lambda p: (TOP.index(p.stem) if p.stem in TOP else len(TOP), p.stem))
+        self.wings = {wing: notebooks(wing) if wing else top for wing in WINGS}
+        self.modules, self.links, self.home = {}, {}, {}
+        self.chapters = [path for paths in self.wings.values() for path in paths]
+        for path in [*self.tutorials, *self.chapters]:
             self.links[path.stem] = self.links[f"{path.stem}.ipynb"] = f"[`{path.stem}`](/{place(path)}.ipynb)"
             found = re.search(r'"#\| *default_exp ([\w.]+)', path.read_text(encoding="utf-8"))
-            if found and found[1] != "__init__": self.add(path, importlib.import_module(f"hessnb.{found[1]}"), hessnb.__all__)
+            if found and found[1] != "__init__": self.add(path, importlib.import_module(f"hessnb.{found[1]}"))
+        self.examples = dict(self.find_examples())
 
-    def add(self, path, module, offered):
-        short = module.__name__.removeprefix("hessnb.")
+    def add(self, path, module):
+        "Take in the public functions and classes of a room."
         objects = {n: getattr(module, n) for n in module.__all__ if n[0] != "_"}
-        shown = sorted((n for n, o in objects.items() if inspect.isclass(o) or inspect.isfunction(inspect.unwrap(o))), key=lambda n: n not in offered)
-        self.modules[short] = path, {n: objects[n] for n in shown}
-        for name, obj in self.modules[short][1].items():
-            full = f"hessnb.{name}" if name in offered else f"{module.__name__}.{name}"
-            self.names[name] = full
-            for shown in [name, *(f"{name}.{m}" for m, _ in (members(obj) if inspect.isclass(obj) else ()))]:
-                self.links[shown] = f"{{py:obj}}`{shown} <{full.removesuffix(name)}{shown}>`"
+        objects = {n: o for n, o in objects.items() if inspect.isclass(o) or inspect.isfunction(inspect.unwrap(o))}
+        self.modules[path] = objects
+        for name, obj in objects.items():
+            if self.is_offered(name, obj): self.home[name] = path
+            elif name in self.offered: continue  # another thing of the same name: the public one is linked
+            inner = [f"{name}.{m}" for m, _ in members(obj)] if inspect.isclass(obj) else []
+            for shown in [name, *inner]:
+                self.links[shown] = f"{{py:obj}}`{shown} <{self.full(name, obj).removesuffix(name)}{shown}>`"
+
+    def is_offered(self, name, obj): return self.offered.get(name) is obj
+
+    def full(self, name, obj): return f"hessnb.{name}" if self.is_offered(name, obj) else f"{obj.__module__}.{name}"
+
+    def find_examples(self):
+        "The first visible cell of the notebook of names that imports each of them."
+        for cell in nbformat.read(root / "nbs/names.ipynb", as_version=4).cells:
+            said = directives(cell) if cell.cell_type == "code" else {"hide": ""}
+            if {"hide", "export", "exports"} & said.keys(): continue
+            for name in re.findall(r"^from hessnb import (.+)$", cell.source, flags=re.M):
+                for one in re.split(r",\s*", name): yield one, cell
 
     def link(self, markdown):
         "Names in backticks become links, outside code blocks, headings and links."
@@ -136,70 +193,89 @@ class Site:
 
     def documented(self, source, path):
         "The entry of each public name that an exported cell defines, to stand above the code."
-        objects = next((o for p, o in self.modules.values() if p == path), {})
+        objects = self.modules.get(path, {})
         for node in ast.parse(source).body:
-            name = getattr(node, "name", "_")
-            if name[0] == "_": continue
-            owner = self.owner(node)
-            if owner in objects: yield from (d for m, d in members(objects[owner], f"{owner}.", ":no-index:\n") if m == name)
-            elif owner is None and name in objects:
-                place = f"In the list of signatures: {{py:obj}}`{self.names[name]}`."
-                yield f"({self.anchor(name, objects)})=\n\n" + entry(objects[name], name, ":no-index:\n", place, patched=False)
+            name = getattr(node, "name", "")
+            if name not in objects: continue
+            obj, args = objects[name], getattr(node, "args", None)
+            if args and ast.dump(args) != ast.dump(syntax(obj).args): continue  # another function of that name
+            if self.is_offered(name, obj):
+                tail = f"With an example, and all methods: {{py:obj}}`hessnb.{name}`."
+                yield f"({self.anchor(name, obj)})=\n\n" + entry(obj, name, ":no-index:\n", tail)
+            else: yield entry(obj, self.full(name, obj))
 
-    def owner(self, node):
-        "The class that `patch` adds a method to, or None."
-        if not any(ast.unparse(d).split("(")[0] == "patch" for d in node.decorator_list): return None
-        return ast.unparse(node.args.args[0].annotation)
-
-    def anchor(self, name, objects): return f"nb-{'class' if inspect.isclass(objects[name]) else 'function'}-{name}"
+    def anchor(self, name, obj): return f"nb-{'class' if inspect.isclass(obj) else 'function'}-{name}"
 
     def page(self, path):
         "The notebook as a page: hidden cells dropped, exported code folded under the signature of what it defines."
         nb, cells = nbformat.read(path, as_version=4), []
+        tags = dict(hide_input="remove-input", hide_output="remove-output", export="hide-input", exports="hide-input")
         for cell in nb.cells:
             if cell.cell_type != "code":
                 cells.append(nbformat.v4.new_markdown_cell(self.link(cell.source)))
                 continue
             said, cell.source = directives(cell), cell_source(cell)
             if {"hide", "default_exp"} & said.keys() or not cell.source.strip(): continue
-            cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {}) or o.data.pop(WIDGET) and len(o.data) > 1]
-            tags = {"hide_input": "remove-input", "hide_output": "remove-output", "export": "hide-input", "exports": "hide-input"}
+            cell.outputs = [o for o in cell.outputs if o.get("data", {}).pop(WIDGET, None) is None or len(o.data) > 1]
             cell.metadata = nbformat.from_dict({"tags": [t for d, t in tags.items() if d in said]})
             if "fig-alt" in said: cell.metadata["mystnb"] = {"image": {"alt": said["fig-alt"]}}
             if "export" in said: cells += map(nbformat.v4.new_markdown_cell, self.documented(cell.source, path))
             cells.append(cell)
-        nb.cells, nb.metadata = cells, nbformat.from_dict({"kernelspec": nb.metadata.kernelspec, "language_info": {"name": "python"}})
+        nb.cells = cells
+        nb.metadata = nbformat.from_dict({"kernelspec": nb.metadata.kernelspec, "language_info": {"name": "python"}})
         return nb
 
-    def toctree(self, caption, pages): return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n" if pages else ""
+    def example(self, name, folder):
+        "The example of a public name, with what it shows."
+        cell = self.examples[name]
+        shown = [f"```python\n{cell_source(cell)}\n```"]
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if "image/png" in data:
+                (folder / f"api/{name}.png").write_bytes(base64.b64decode(data["image/png"]))
+                shown.append(f"![What {name} shows]({name}.png)")
+            elif text := output.get("text") or data.get("text/plain"): shown.append(f"```text\n{text.rstrip()}\n```")
+        return "\n\n".join(["*Example*", *shown])
 
-    def api(self, short):
-        path, objects = self.modules[short]
-        entries = [entry(o, self.names[n], f":canonical: hessnb.{short}.{n}\n" if self.names[n] != f"hessnb.{short}.{n}" else "",
-                         f"Explained in {{ref}}`{path.stem} <{self.anchor(n, objects)}>`.") for n, o in objects.items()]
-        summary = escape(importlib.import_module(f"hessnb.{short}").__doc__ or "")
-        return "\n\n".join([f"# hessnb.{short}", summary, f"Notebook: [{path.stem}](/{place(path)}.ipynb)", *entries]) + "\n"
+    def api(self, wing, folder):
+        "The page of a wing's public names; those of the rooms at the top are called by the package's name."
+        names = [n for p in self.wings[wing] for n in self.modules.get(p, ()) if self.home.get(n) == p]
+        lines = [f"# {WINGS[wing]}", "Imported as `from hessnb import ...`."]
+        for name in names:
+            path, obj = self.home[name], self.modules[self.home[name]][name]
+            tail = f"Explained in {{ref}}`{title(path)} <{self.anchor(name, obj)}>`."
+            options, example = f":canonical: {obj.__module__}.{name}\n", self.example(name, folder)
+            lines += [f"## {name}", entry(obj, f"hessnb.{name}", options, tail, example, inherited=True)]
+        return names, "\n\n".join(lines) + "\n"
 
-    def overview(self):
-        lines = ["# API", "Every public name, with the line that says what comes back."]
-        for short, (path, objects) in self.modules.items():
-            rows = [f"| {{py:obj}}`{self.names[n]}` | {doc_line(o)} |" for n, o in objects.items()]
-            lines += [f"## [{short}](api/{short}.md)", "\n".join(["| name | |", "| --- | --- |", *rows])]
-        return "\n\n".join([*lines, self.toctree("Modules", [f"api/{s}" for s in self.modules])])
+    def toctree(self, caption, pages):
+        if not pages: return ""
+        return f"```{{toctree}}\n:hidden:\n:caption: \"{caption}\"\n\n" + "\n".join(pages) + "\n```\n"
 
     def write(self, folder):
         (folder / "api").mkdir()
-        for path in self.notebooks:
+        for path in [*self.tutorials, *self.chapters]:
             page = folder / f"{place(path)}.ipynb"
             page.parent.mkdir(exist_ok=True)
             nbformat.write(self.page(path), page)
-        reference = [p for p in self.notebooks if p not in self.tutorials]
+        lines, pages = ["# Public names",
+                        "What `import hessnb` offers, by wing; each with its signature and an example. "
+                        "Everything else is explained, with its signature, in the chapter of its room."], []
+        for wing in WINGS:
+            names, text = self.api(wing, folder)
+            if not names: continue
+            pages.append(f"api/{wing or 'top'}")
+            (folder / f"{pages[-1]}.md").write_text(text, encoding="utf-8")
+            rows = [f"| {{py:obj}}`hessnb.{n}` | {doc_line(self.modules[self.home[n]][n])} |" for n in names]
+            lines += [f"## [{WINGS[wing]}]({pages[-1]}.md)", "\n".join(["| name | |", "| --- | --- |", *rows])]
+        lines.append("```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n")
+        (folder / "api.md").write_text("\n\n".join(lines), encoding="utf-8")
+        trees = [self.toctree("Start", list(map(place, self.tutorials)))]
+        trees += [self.toctree(WINGS[wing], list(map(place, paths))) for wing, paths in self.wings.items()]
         front = self.page(root / "nbs/index.ipynb")
-        trees = [("Tutorials", list(map(place, self.tutorials))), ("The library, explained", list(map(place, reference))), ("Signatures", ["api"])]
-        front.cells.append(nbformat.v4.new_markdown_cell("\n".join(self.toctree(*t) for t in trees)))
+        trees.append(self.toctree("Reference", ["api"]))
+        front.cells.append(nbformat.v4.new_markdown_cell("\n".join(trees)))
         nbformat.write(front, folder / "index.ipynb")
-        (folder / "api.md").write_text(self.overview(), encoding="utf-8")
-        for short in self.modules: (folder / f"api/{short}.md").write_text(self.api(short), encoding="utf-8")
 
 
 def build(out):
@@ -208,9 +284,11 @@ def build(out):
         pages, html = Path(work, "pages"), Path(work, "html")
         pages.mkdir()
         Site().write(pages)
-        status = sphinx(["-b", "html", "-q", "-W", "--keep-going", "-c", str(Path(__file__).parent), "-d", str(Path(work, "doctrees")), str(pages), str(html)])
+        status = sphinx(["-b", "html", "-q", "-W", "--keep-going", "-c", str(Path(__file__).parent),
+                         "-d", str(Path(work, "doctrees")), str(pages), str(html)])
         if status: return status
-        if (out / "searchindex.js").exists(): rmtree(out)  # an earlier site, perhaps with pages of notebooks that are gone
+        # an earlier site, perhaps with pages of notebooks that are gone
+        if (out / "searchindex.js").exists(): rmtree(out)
         copytree(html, out, dirs_exist_ok=True, ignore=lambda folder, names: {"_sources", ".buildinfo"})
         return 0
 

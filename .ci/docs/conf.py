@@ -20,7 +20,8 @@ html_title = f"{project} {release}"
 html_theme = "furo"
 html_theme_options = {"top_of_page_buttons": []}
 html_show_sourcelink, html_copy_source = False, False
-math_font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSerif.ttf")  # has the tables that formulas need; used where the reader has no better one
+# has the tables that formulas need; used where the reader has no better one
+math_font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSerif.ttf")
 html_static_path, html_css_files = ["hessnb.css", str(math_font)], ["hessnb.css"]
 html_math_renderer = "mathml"
 
@@ -36,7 +37,8 @@ suppress_warnings = ["myst.header"]  # a notebook may skip a level of heading
 pygments_style, pygments_dark_style = "default", "github-dark"
 
 # what docutils' converter does not know, in its own words
-_FOREIGN = {r"\\[dl]?dots(?![a-zA-Z])": r"\\ldots", r"°": r"^\\circ", r"\\iff(?![a-zA-Z])": r"\\Longleftrightarrow", r"\\bm(?![a-zA-Z])": r"\\boldsymbol",
+_FOREIGN = {r"\\[dl]?dots(?![a-zA-Z])": r"\\ldots", r"°": r"^\\circ", r"\\iff(?![a-zA-Z])": r"\\Longleftrightarrow",
+            r"\\bm(?![a-zA-Z])": r"\\boldsymbol", r"\\([dt]?frac)(\d)(\d)": r"\\\1{\2}{\3}",
             r"\\([bB]igg?)(?![a-zA-Z])": r"\\\1l",
             r"\\(begin|end)\{(?:align|gather|split)\*?\}": r"\\\1{aligned}", r"\\(?:begin|end)\{equation\*?\}": ""}
 
@@ -50,10 +52,12 @@ def _mathml(writer, node, block):
     except (MathError, SyntaxError) as e:
         logging.getLogger(__name__).warning("formula %r: %s", tex, e, location=node)
         markup = f"<code>{writer.encode(tex)}</code>"
-    writer.body.append(writer.starttag(node, "div" if block else "span", "", CLASS="math notranslate nohighlight") + markup + ("</div>\n" if block else "</span>"))
+    writer.body.append(writer.starttag(node, "div" if block else "span", "", CLASS="math notranslate nohighlight") +
+                       markup + ("</div>\n" if block else "</span>"))
     raise nodes.SkipNode
 
 
 def setup(app):
-    app.add_html_math_renderer("mathml", (lambda w, n: _mathml(w, n, False), None), (lambda w, n: _mathml(w, n, True), None))
+    app.add_html_math_renderer("mathml", (lambda w, n: _mathml(w, n, False), None),
+                               (lambda w, n: _mathml(w, n, True), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -26,7 +26,8 @@ def as_tensors(tree: Any) -> Any:
         if isinstance(a, Tensor): return a
         try: return torch.as_tensor(np.asarray(a)) if isinstance(a, list) else torch.as_tensor(a)
         except (TypeError, ValueError, RuntimeError) as e:
-            raise TypeError(f"a batch holds {type(a).__name__}, which cannot be a tensor: leave it out with unpack=") from e
+            raise TypeError(f"a batch holds {type(a).__name__}, which cannot be a tensor: leave it out with unpack=") \
+                from e
     return tree_map(one, tree, is_leaf=_is_numbers)
 
 def _is_numbers(a: Any) -> bool:
@@ -56,7 +57,8 @@ def as_batches(
     if _is_pair(data): return _pair_batches(data, batch_size)
     if batch_size is not None and batch_size < 1: raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if isinstance(data, Dataset): return _private(DataLoader(data, batch_size=batch_size or 256, shuffle=False))
-    if batch_size is not None: raise ValueError("batch_size is for (X, y) or a Dataset; this data has batches of its own")
+    if batch_size is not None:
+        raise ValueError("batch_size is for (X, y) or a Dataset; this data has batches of its own")
     if hasattr(data, "__next__"):
         raise TypeError("data is an iterator and can be read only once: pass a list of batches or a DataLoader")
     if not hasattr(data, "__iter__") or isinstance(data, (Tensor, np.ndarray, Mapping, str)):
@@ -72,7 +74,9 @@ def _private(loader: Iterable) -> Iterable:
         loader.generator, loader._iterator = torch.Generator().manual_seed(0), None
     size = len(loader.dataset) if hasattr(getattr(loader, "dataset", None), "__len__") else 0
     left = size % (getattr(loader, "batch_size", None) or 1) if getattr(loader, "drop_last", False) else 0
-    if left: warnings.warn(f"the DataLoader has drop_last=True: {left} of {size} examples are left out of the mean", stacklevel=5)
+    if left:
+        warnings.warn(f"the DataLoader has drop_last=True: {left} of {size} examples are left out of the mean",
+                      stacklevel=5)
     return loader
 
 # %% ../../nbs/curvature/03_batches.ipynb #d57140ae
@@ -99,7 +103,8 @@ def default_unpack(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Mapping):
         key = next((k for k in _TARGET_KEYS if k in batch), None)
         if key is None:
-            raise TypeError(f"a dict batch needs its target under one of {_TARGET_KEYS}, got {list(batch)}; or pass unpack=")
+            raise TypeError(f"a dict batch needs its target under one of {_TARGET_KEYS}, got {list(batch)}; or pass "
+                            f"unpack=")
         return {k: v for k, v in batch.items() if k != key}, batch[key]
     if isinstance(batch, (tuple, list)) and len(batch) >= 2:
         return (batch[0] if len(batch) == 2 else tuple(batch[:-1])), batch[-1]
@@ -121,7 +126,7 @@ def _fingerprint(batch: Any) -> list:
     return marks
 
 def check_repeatable(batches: Iterable) -> None:
-    "`RuntimeError` if a second pass over `batches` differs from the first; `ValueError` if they are empty or not finite."
+    "`RuntimeError` if a second pass over `batches` differs from the first; `ValueError` if empty or not finite."
     first = []
     for batch in batches:
         check_finite(batch, "data")

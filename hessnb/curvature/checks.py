@@ -69,7 +69,8 @@ def own_modes() -> Iterator[None]:
     "Gradients on, autocast off, default device the host, whatever the caller has set; in this thread alone."
     with ExitStack() as stack:
         for mode in (torch.inference_mode(False), torch.enable_grad()): stack.enter_context(mode)
-        if torch.empty(0).device.type != "cpu": stack.enter_context(torch.device("cpu"))  # costs time in every operation
+        if torch.empty(0).device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))  # costs time in every operation
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind): stack.enter_context(torch.autocast(kind, enabled=False))
         yield
@@ -129,7 +130,8 @@ def check_precision(model: nn.Module, dtype: torch.dtype, device: torch.device) 
     found = rounded_by(device) if dtype == torch.float32 else []
     if not any(isinstance(m, _TF32_LAYERS) for m in model.modules()): found = [s for s in found if "cudnn" not in s]
     if found:
-        warnings.warn(f"torch may round the operands of float32 products ({', '.join(found)}), so curvature is exact to "
+        warnings.warn(f"torch may round the operands of float32 products ({', '.join(found)}), so curvature is exact "
+                      f"to "
                       "about three digits only: set these to full precision ('highest', 'ieee', False) before, or use "
                       "dtype=torch.float64", stacklevel=4)
 
@@ -149,6 +151,8 @@ def restored_on_error() -> Iterator[None]:
 class watch_draws(TorchDispatchMode):
     "Inside, `drew` becomes true when this thread draws random numbers by an operation of torch."
     drew = False
+    @classmethod
+    def _should_skip_dynamo(cls): return False  # else torch loads its compiler, which takes seconds
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.drew = self.drew or torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **kwargs or {})
@@ -156,7 +160,7 @@ class watch_draws(TorchDispatchMode):
 # %% ../../nbs/curvature/01_checks.ipynb #8bd2b0a3
 @functools.cache
 def keep_freed_memory() -> bool:
-    "Let glibc keep freed blocks below 1 GiB, for the rest of the process; true if it agreed (Linux, no limits of its own)."
+    "Let glibc keep freed blocks below 1 GiB, for the rest of the process; true if it agreed (Linux, no own limits)."
     chosen = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"))
     if sys.platform != "linux" or chosen: return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none

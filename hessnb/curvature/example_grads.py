@@ -28,7 +28,7 @@ def example_vjps(
     def one(x, r):
         fn = lambda params: objective.outputs(params, tree_map(lambda t: t.unsqueeze(0), x)).squeeze(0)
         return vjp(fn, objective.params)[1](r)[0]
-    try: return torch.cat([g.flatten(1) for g in vmap(one)(inputs, cotangents).values()], 1)
+    try: return torch.cat([g.reshape(len(g), -1) for g in vmap(one)(inputs, cotangents).values()], 1)
     except (RuntimeError, NotImplementedError): return example_vjps_loop(objective, inputs, cotangents)
 
 def example_vjps_loop(objective: Objective, inputs: Any, cotangents: Tensor) -> Tensor:

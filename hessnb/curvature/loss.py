@@ -43,8 +43,10 @@ class Loss:
         outputs: Tensor,  # `(N, ...)`
     ) -> Tensor:  # `(N, C)`
         "Scores of the classes, whose softmax gives their probabilities; `TypeError` if this loss has no classes."
-        raise TypeError(f"{self.name} has no classes here (a regression, or several labels at a time): there is no predicted "
-                        "class, so no alignment with it, no decision boundary and no margin; spectrum, trace, density and "
+        raise TypeError(f"{self.name} has no classes here (a regression, or several labels at a time): there is no "
+                        f"predicted "
+                        "class, so no alignment with it, no decision boundary and no margin; spectrum, trace, density "
+                        "and "
                         "layers work")
 
     def target(self,
@@ -54,7 +56,8 @@ class Loss:
         "Class labels in the form that `total` takes."
         return labels
 
-    def n_classes(self, outputs: Tensor) -> int: return self.logits(outputs[:1]).shape[1]  # that predictions choose from
+    def n_classes(self, outputs: Tensor) -> int:
+        return self.logits(outputs[:1]).shape[1]  # that predictions choose from
 
     def predictions(self, outputs: Tensor) -> Tensor: return self.logits(outputs).argmax(1)  # `(N,)` int64
 
@@ -85,8 +88,9 @@ class Loss:
             return torch.autograd.grad(r, out, v)[0]
 
     def score(self, outputs: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        "For each label a vector whose outer product is its share of the Fisher matrix: for the target, or for labels drawn."
-        raise TypeError(f"{self.name} is not the likelihood of a distribution that we know, so it has no Fisher matrix here: "
+        "For each label a vector whose outer product is its share of the Fisher matrix; of target or drawn labels."
+        raise TypeError(f"{self.name} is not the likelihood of a distribution that we know, so it has no Fisher matrix "
+                        f"here: "
                         "use the Gauss-Newton matrix, or override Loss.score")
 
     def __repr__(self) -> str: return self.name
@@ -98,7 +102,7 @@ def unit_rows(
     log_factor: Tensor | float = 0.,  # `(N,)`, log of a factor that `r` lacks
 ) -> tuple[Tensor, Tensor]:  # shaped like `r`, `(N,)` float64
     "Each row at length one (zero rows stay zero), and the log of its length."
-    norm = r.flatten(1).norm(dim=1)
+    norm = r.reshape(len(r), -1).norm(dim=1)
     scale = norm.clamp_min(torch.finfo(r.dtype).tiny).reshape(-1, *[1] * (r.ndim - 1))
     return (r / scale).to(dtype), log_factor + norm.log()
 
@@ -119,14 +123,15 @@ def check_labels(
     if target.dtype != torch.int64:
         raise TypeError(f"labels are {target.dtype}: class indices must be int64, call y.long()")
     if target.shape != expected:
-        raise ValueError(f"labels have shape {tuple(target.shape)}, expected {expected} for outputs {tuple(outputs.shape)}")
+        raise ValueError(f"labels have shape {tuple(target.shape)}, expected {expected} for outputs "
+                         f"{tuple(outputs.shape)}")
     bad = target[((target < 0) | (target >= C)) & (target != ignore_index)]
     if bad.numel():
         raise ValueError(f"labels must lie in 0..{C - 1} for {C} outputs, found {bad.unique()[:5].tolist()}")
 
 # %% ../../nbs/curvature/02_loss.ipynb #fd41313f
 class ClassLoss(Loss):
-    "Cross-entropy, or NLL of log-probabilities, with torch's own normaliser: the summed weights of the labels that count."
+    "Cross-entropy, or NLL of log-probabilities, with torch's normaliser: the summed weights of labels that count."
     def __init__(self, module: nn.CrossEntropyLoss | nn.NLLLoss):
         self.name, self.weight, self.ignored = type(module).__name__, module.weight, module.ignore_index
         self.takes_logits, self.smoothing = hasattr(module, "label_smoothing"), getattr(module, "label_smoothing", 0.)
@@ -140,7 +145,8 @@ class ClassLoss(Loss):
                                label_smoothing=self.smoothing)
 
     def normaliser(self, outputs, target):
-        if target.is_floating_point(): return outputs.new_tensor(target.numel() / target.shape[1])  # class probabilities
+        if target.is_floating_point():
+            return outputs.new_tensor(target.numel() / target.shape[1])  # class probabilities
         kept = target[target != self.ignored]
         return outputs.new_tensor(kept.numel()) if self.weight is None else self.weight.to(outputs)[kept].sum()
 
@@ -148,7 +154,8 @@ class ClassLoss(Loss):
 
     def logits(self, outputs):
         if outputs.ndim == 2: return outputs
-        raise ValueError(f"one class for each example is needed: the model must return (N, C), got {tuple(outputs.shape)}")
+        raise ValueError(f"one class for each example is needed: the model must return (N, C), got "
+                         f"{tuple(outputs.shape)}")
 
     def normalised(self, outputs: Tensor) -> bool:
         "Are these log-probabilities? Only then NLL is a cross-entropy."
@@ -270,17 +277,21 @@ class SquaredError(ElementwiseLoss):
 # %% ../../nbs/curvature/02_loss.ipynb #7c7d3a3e
 class BinaryLoss(Loss):
     "`BCEWithLogitsLoss`: one logit for two classes, or several labels at a time; the mean over all outputs."
+    name = "BCEWithLogitsLoss"
+
     def __init__(self, module: nn.BCEWithLogitsLoss, single: bool = True):
-        self.weight, self.pos_weight, self.single, self.name = module.weight, module.pos_weight, single, "BCEWithLogitsLoss"
+        self.weight, self.pos_weight, self.single = module.weight, module.pos_weight, single
 
     def factors(self, outputs: Tensor) -> tuple[Tensor, Tensor]:  # shaped like one output, or numbers
         "What multiplies the loss where the target is 1, and where it is 0."
-        weight, positive = (outputs.new_ones(()) if w is None else w.to(outputs) for w in (self.weight, self.pos_weight))
+        weight, positive = (outputs.new_ones(()) if w is None else w.to(outputs)
+                            for w in (self.weight, self.pos_weight))
         return weight * positive, weight
 
     def total(self, outputs, target):
         weight, pos_weight = (None if w is None else w.to(outputs) for w in (self.weight, self.pos_weight))
-        return F.binary_cross_entropy_with_logits(outputs, target.to(outputs.dtype), weight, pos_weight=pos_weight, reduction="sum")
+        return F.binary_cross_entropy_with_logits(outputs, target.to(outputs.dtype), weight, pos_weight=pos_weight,
+                                                  reduction="sum")
 
     def normaliser(self, outputs, target): return outputs.new_tensor(target.numel())
 
@@ -289,7 +300,8 @@ class BinaryLoss(Loss):
             raise ValueError(f"BCEWithLogitsLoss needs targets shaped like the outputs {tuple(outputs.shape)}, got "
                              f"{tuple(target.shape)}: try y.reshape(outputs.shape).float()")
         if not ((target >= 0) & (target <= 1)).all():
-            raise ValueError(f"targets of BCEWithLogitsLoss must lie between 0 and 1, found {target.min():.3g} .. {target.max():.3g}")
+            raise ValueError(f"targets of BCEWithLogitsLoss must lie between 0 and 1, found {target.min():.3g} .. "
+                             f"{target.max():.3g}")
 
     def specialise(self, outputs, target):
         other = copy.copy(self)
@@ -320,7 +332,8 @@ class BinaryLoss(Loss):
     def score(self, outputs, target, generator=None):
         s, (a, b) = self.shares(outputs, target), self.factors(outputs)
         if generator is None:
-            own = b * (1 - target.to(outputs.dtype)) * outputs.sigmoid() - a * target.to(outputs.dtype) * (-outputs).sigmoid()
+            y = target.to(outputs.dtype)
+            own = b * (1 - y) * outputs.sigmoid() - a * y * (-outputs).sigmoid()
             return own / s.clamp_min(torch.finfo(s.dtype).tiny).sqrt()
         uniform = torch.rand(outputs.shape, generator=generator, device=generator.device, dtype=torch.float64)
         drawn = uniform.to(outputs.device) < outputs.double().sigmoid()
@@ -337,7 +350,8 @@ def as_loss(
     if isinstance(loss, Loss): return loss
     if isinstance(loss, str):
         if loss not in _BY_NAME:
-            raise ValueError(f"loss {loss!r} is not known; give one of {sorted(_BY_NAME)}, a torch loss module or a callable")
+            raise ValueError(f"loss {loss!r} is not known; give one of {sorted(_BY_NAME)}, a torch loss module or a "
+                             f"callable")
         loss = _BY_NAME[loss]()
     for name, module in _BY_NAME.items():
         if loss is getattr(F, name): loss = module()
@@ -345,7 +359,8 @@ def as_loss(
     if forward in (nn.CrossEntropyLoss.forward, nn.NLLLoss.forward): return ClassLoss(loss)
     if forward is nn.BCEWithLogitsLoss.forward: return BinaryLoss(loss)
     if forward is nn.MSELoss.forward: return SquaredError()
-    if not callable(loss): raise TypeError(f"loss must be a name, a torch loss module or a callable, got {type(loss).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be a name, a torch loss module or a callable, got {type(loss).__name__}")
     return ElementwiseLoss(_unreduced(loss), getattr(loss, "__name__", type(loss).__name__))
 
 def _unreduced(loss: Any) -> Callable[[Tensor, Tensor], Tensor]:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Cost', 'saved_bytes', 'measured_cost', 'affordable_examples', 'check_same_twice', 'check_separate',
-           'warn_of_unreached', 'Objective', 'as_objective']
+           'warn_of_unreached', 'OverData', 'MeanLoss', 'Objective', 'as_objective']
 
-# %% ../../nbs/curvature/05_objective.ipynb #6645cec2
+# %% ../../nbs/curvature/05_objective.ipynb #453f22ec
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ from .loss import Loss, as_loss
 from .model import FunctionalModel
 from .params import flatten
 
-# %% ../../nbs/curvature/05_objective.ipynb #52dffb9d
+# %% ../../nbs/curvature/05_objective.ipynb #cd04fa12
 @dataclass(frozen=True)
 class Cost:
     "Bytes that differentiating twice keeps."
@@ -67,14 +67,15 @@ def affordable_examples(objective: "Objective", cost: Cost) -> int:
 # %% ../../nbs/curvature/05_objective.ipynb #ff78f2ef
 @torch.no_grad()
 def check_same_twice(objective: "Objective", inputs: Any) -> Tensor:
-    "The outputs for a batch; `RuntimeError` if a second run gives others. Sees whether the model draws random numbers."
+    "The outputs for a batch; `RuntimeError` if a second run gives others. Notes whether the model draws at random."
     before = torch.get_rng_state()
     with watch_draws() as watched: first, second = (objective.outputs(objective.params, inputs) for _ in range(2))
     if torch.equal(first.nan_to_num(), second.nan_to_num()):
         objective.draws = watched.drew
         if watched.drew: torch.set_rng_state(before)
         return first
-    raise RuntimeError("the model gives different outputs for the same input; is a random layer active? call model.eval()")
+    raise RuntimeError("the model gives different outputs for the same input; is a random layer active? call "
+                       "model.eval()")
 
 @torch.no_grad()
 def check_separate(objective: "Objective", inputs: Any, target: Tensor, outputs: Tensor) -> None:
@@ -88,9 +89,10 @@ def check_separate(objective: "Objective", inputs: Any, target: Tensor, outputs:
         raise ValueError("the model mixes the examples of a batch: its output for one example depends on the other "
                          "examples (a recurrent or attention layer without batch_first=True?)")
     if far(sum(total(o, target[i:i + 1]) for i, o in enumerate(alone)), total(outputs[:n], target[:n])):
-        raise ValueError("the loss of an example depends on the other examples of its batch, so it is no mean over examples")
+        raise ValueError("the loss of an example depends on the other examples of its batch, so it is no mean over "
+                         "examples")
 
-# %% ../../nbs/curvature/05_objective.ipynb #99bb0e41
+# %% ../../nbs/curvature/05_objective.ipynb #20b89eb5
 _NO_DEPENDENCE = "the loss does not depend on any selected parameter; is the model detached or under no_grad inside?"
 
 def warn_of_unreached(objective: "Objective", inputs: Any, target: Tensor) -> None:
@@ -108,49 +110,18 @@ def warn_of_unreached(objective: "Objective", inputs: Any, target: Tensor) -> No
         unreached &= missed(*batch)
         if not unreached: return
     if unreached:
-        warnings.warn(f"the loss does not reach {[n for n in leaves if n in unreached][:5]}: their rows of the gradient "
+        warnings.warn(f"the loss does not reach {[n for n in leaves if n in unreached][:5]}: their rows of the "
+                      f"gradient "
                       "and the Hessian are zero", stacklevel=5)
 
-# %% ../../nbs/curvature/05_objective.ipynb #bad7312f
-class Objective(FunctionalModel):
-    "Mean loss of `model` over `data` as a function of the chosen parameters."
-    @own_modes()
-    def __init__(self,
-        model: nn.Module,  # in evaluation mode; never modified
-        data: Any,  # `(X, y)`, `Dataset`, re-iterable `DataLoader` or list of batches
-        loss: str | nn.Module | Callable | Loss = "cross_entropy",  # name, torch module, (outputs, target) -> per-example losses
-        *,
-        params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # which, see `select_params`
-        batch_size: int | None = None,  # examples a batch for `(X, y)` and `Dataset`
-        unpack: Callable[[Any], tuple] = default_unpack,  # batch -> (inputs, target)
-        dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters
-        memory_budget: int = 2 * 2**30,  # bytes that may be kept for differentiating twice
-    ):
-        super().__init__(model, params, dtype)
-        self.data, self.memory_budget, self.unpack = data, memory_budget, unpack
-        self.loss, self.batches = as_loss(loss), as_batches(data, batch_size)
-        self._validate()
-
-    def _validate(self) -> None:
-        "One look at everything the numbers rest on, before any of them is computed."
-        check_precision(self.model, self.dtype, self.device)
-        self.micro_batch_size = 64  # until the cost of an example is known
-        with restored_on_error():
-            check_repeatable(self.batches)
-            inputs, target = next(self.micro_batches())
-            outputs = check_same_twice(self, inputs)
-            self.loss = self.loss.specialise(outputs, target)
-            self.check_batch(outputs, target)
-            check_separate(self, inputs, target, outputs)
-            self.cost = measured_cost(self, inputs, target)
-            self.micro_batch_size = affordable_examples(self, self.cost)
-            warn_of_unreached(self, inputs, target)
-            self._value, self.normaliser, self.n_examples = self._totals(self.params)
-
-    def check_batch(self, outputs: Tensor, target: Tensor) -> None:
-        "`ValueError` or `TypeError` if a batch cannot give a sound loss."
-        check_finite(outputs, "model outputs")
-        self.loss.check(outputs, target)
+# %% ../../nbs/curvature/05_objective.ipynb #78d9f0f9
+class OverData(FunctionalModel):
+    "A model together with its data: micro-batches, sums over them, predictions."
+    data: Any  # as it was given
+    batches: Iterable  # the same, to be read again and again
+    unpack: Callable[[Any], tuple]  # batch -> (inputs, target)
+    loss: Loss
+    micro_batch_size = 64  # examples, until the cost of one is known
 
     def micro_batches(self) -> Iterator[tuple[Any, Tensor]]:
         "`(inputs, target)` on the device, each small enough to be differentiated twice within the memory budget."
@@ -158,9 +129,11 @@ class Objective(FunctionalModel):
             inputs, target = self.place(as_tensors(self.unpack(batch)))
             n = n_examples(inputs)
             if target.ndim == 0 or len(target) != n:
-                raise ValueError(f"a batch has {n} inputs and labels or targets of shape {tuple(target.shape)}; they must "
+                raise ValueError(f"a batch has {n} inputs and labels or targets of shape {tuple(target.shape)}; they "
+                                 f"must "
                                  "agree in the first dimension")
-            step = math.ceil(n / math.ceil(n / self.micro_batch_size)) if n > self.micro_batch_size else n  # equal shares
+            parts = math.ceil(n / self.micro_batch_size)
+            step = math.ceil(n / parts) if parts > 1 else n  # equal shares
             for i in range(0, n, max(step, 1)):
                 yield (inputs, target) if step == n else (take(inputs, i, i + step), target[i:i + step])
 
@@ -174,6 +147,38 @@ class Objective(FunctionalModel):
             part = fn(*args)
             total = part if total is None else tree_map(torch.add, total, part)
         return total
+
+    def examples(self) -> tuple[Any, Tensor]:
+        "All inputs and targets, on the device."
+        inputs, targets = zip(*self.micro_batches(), strict=True)
+        return tree_map(lambda *parts: torch.cat(parts), *inputs), torch.cat(targets)
+
+    @isolated
+    @torch.no_grad()
+    def predict(self,
+        X: Any,  # inputs: tensor or array `(N, ...)`, or a tuple or dict of them
+    ) -> Tensor:  # `(N, C)`
+        "Model outputs at the inputs `X`, computed in micro-batches."
+        X = self.place_inputs(X)
+        n = n_examples(X)
+        step = max(1, min(n, self.micro_batch_size))
+        return torch.cat([self.outputs(self.params, take(X, i, i + step)) for i in range(0, max(n, 1), step)])
+
+    def logits(self, X: Any) -> Tensor: return self.loss.logits(self.predict(X))  # `(N, C)`, scores of the classes
+
+    def classes(self, X: Any) -> Tensor: return self.loss.predictions(self.predict(X))  # `(N,)` int64, predicted
+
+# %% ../../nbs/curvature/05_objective.ipynb #6d65616e
+class MeanLoss(OverData):
+    "The mean loss over the data: value and gradient as sums over micro-batches, divided once."
+    normaliser: float  # of the sum over all data
+    n_examples: int
+    _value: float | None  # at the model's own parameters, once it is known
+
+    def check_batch(self, outputs: Tensor, target: Tensor) -> None:
+        "`ValueError` or `TypeError` if a batch cannot give a sound loss."
+        check_finite(outputs, "model outputs")
+        self.loss.check(outputs, target)
 
     @torch.no_grad()
     def _totals(self, params: Mapping[str, Tensor]) -> tuple[float, float, int]:
@@ -220,25 +225,41 @@ class Objective(FunctionalModel):
         params = self.params if theta is None else self.named(theta)
         return self.sum(lambda inputs, target: self.micro_batch_grad(params, inputs, target)) / self.normaliser
 
-    @isolated
-    @torch.no_grad()
-    def predict(self,
-        X: Any,  # inputs: tensor or array `(N, ...)`, or a tuple or dict of them
-    ) -> Tensor:  # `(N, C)`
-        "Model outputs at the inputs `X`, computed in micro-batches."
-        X = self.place_inputs(X)
-        n = n_examples(X)
-        step = max(1, min(n, self.micro_batch_size))
-        return torch.cat([self.outputs(self.params, take(X, i, i + step)) for i in range(0, max(n, 1), step)])
+# %% ../../nbs/curvature/05_objective.ipynb #bad7312f
+class Objective(MeanLoss):
+    "Mean loss of `model` over `data` as a function of the chosen parameters."
+    @own_modes()
+    def __init__(self,
+        model: nn.Module,  # in evaluation mode; never modified
+        data: Any,  # `(X, y)`, `Dataset`, re-iterable `DataLoader` or list of batches
+        loss: str | nn.Module | Callable | Loss = "cross_entropy",  # name, module, (outputs, target) -> losses, `Loss`
+        *,
+        params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # which, see `select_params`
+        batch_size: int | None = None,  # examples a batch for `(X, y)` and `Dataset`
+        unpack: Callable[[Any], tuple] = default_unpack,  # batch -> (inputs, target)
+        dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters
+        memory_budget: int = 2 * 2**30,  # bytes that may be kept for differentiating twice
+    ):
+        super().__init__(model, params, dtype)
+        self.data, self.memory_budget, self.unpack = data, memory_budget, unpack
+        self.loss, self.batches = as_loss(loss), as_batches(data, batch_size)
+        self._validate()
 
-    def logits(self, X: Any) -> Tensor: return self.loss.logits(self.predict(X))  # `(N, C)`, scores of the classes
-
-    def classes(self, X: Any) -> Tensor: return self.loss.predictions(self.predict(X))  # `(N,)` int64, predicted
-
-    def examples(self) -> tuple[Any, Tensor]:
-        "All inputs and targets, on the device."
-        inputs, targets = zip(*self.micro_batches(), strict=True)
-        return tree_map(lambda *parts: torch.cat(parts), *inputs), torch.cat(targets)
+    def _validate(self) -> None:
+        "One look at everything the numbers rest on, before any of them is computed."
+        check_precision(self.model, self.dtype, self.device)
+        self.micro_batch_size = OverData.micro_batch_size
+        with restored_on_error():
+            check_repeatable(self.batches)
+            inputs, target = next(self.micro_batches())
+            outputs = check_same_twice(self, inputs)
+            self.loss = self.loss.specialise(outputs, target)
+            self.check_batch(outputs, target)
+            check_separate(self, inputs, target, outputs)
+            self.cost = measured_cost(self, inputs, target)
+            self.micro_batch_size = affordable_examples(self, self.cost)
+            warn_of_unreached(self, inputs, target)
+            self._value, self.normaliser, self.n_examples = self._totals(self.params)
 
     @own_modes()
     def to(self, dtype: torch.dtype) -> "Objective":
@@ -260,7 +281,7 @@ class Objective(FunctionalModel):
         return (f"Objective({type(self.model).__name__}, {self.loss.name}: {self.n_examples:,} examples, "
                 f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device})")
 
-# %% ../../nbs/curvature/05_objective.ipynb #8bbfaa12
+# %% ../../nbs/curvature/05_objective.ipynb #9654d59b
 def as_objective(
     model: nn.Module | Objective,
     data: Any = None,  # as for `Objective`; not needed with one
@@ -271,6 +292,7 @@ def as_objective(
     if isinstance(model, Objective):
         if data is not None: raise TypeError("this objective has its data: leave out data=, or pass the model")
         return model
-    if not isinstance(model, nn.Module): raise TypeError(f"expected a model or an Objective, got {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a model or an Objective, got {type(model).__name__}")
     if data is None: raise TypeError("a model needs its training data: pass data=(X, y)")
     return Objective(model, data, loss, **kwargs)

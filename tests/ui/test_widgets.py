@@ -1,4 +1,4 @@
-"Every explorer in JupyterLab: keys, drags and clicks change the picture, and the read-out says what a separate computation says."
+"Every explorer in JupyterLab: keys, drags, clicks change pictures; the read-out says what a computation beside says."
 import json
 import re
 import time
@@ -8,9 +8,10 @@ import pytest
 SETUP = """
 import torch, warnings
 from hessnb import HessianOperator, Objective, top_eigenpairs, compare_minima
+from hessnb import BoundaryExplorer, EigenvectorSliders, MinimaComparer, SpectrumExplorer
 from hessnb.paper.data import load_data
-from hessnb.paper.minima import find_minimum
-from hessnb.show.widgets import *
+from hessnb.paper.zoo import find_minimum
+from hessnb.show.closing import n_open
 warnings.simplefilter("ignore")
 data = load_data("gauss")
 model = find_minimum("normal", data).model
@@ -22,7 +23,9 @@ state = {name: p.clone() for name, p in model.state_dict().items()}
 
 @pytest.fixture(scope="module")
 def sliders(lab):
-    lab.run("sliders", SETUP, "sliders = EigenvectorSliders(objective, pairs, n=150, class_names=data.class_names)\nsliders", """
+    lab.run("sliders", SETUP, """
+sliders = EigenvectorSliders(objective, pairs, n=150, class_names=data.class_names)
+sliders""", """
 class Broken(EigenvectorSliders):
     def refresh(self):
         super().refresh()
@@ -37,7 +40,9 @@ broken""")
 def amounts(lab): return json.loads(lab.execute("import json; print(json.dumps(sliders.amounts))"))
 
 
-def loss_of(lab): return float(lab.execute("print(torch.nn.functional.cross_entropy(sliders.displaced()(data.X_train), data.y_train).item())"))
+def loss_of(lab):
+    output = "sliders.perturbed()(data.X_train)"
+    return float(lab.execute(f"print(torch.nn.functional.cross_entropy({output}, data.y_train).item())"))
 
 
 class TestEigenvectorSliders:
@@ -86,19 +91,25 @@ class TestEigenvectorSliders:
         sliders.handle("broken").scroll_into_view_if_needed()
         sliders.handle("broken").focus()
         sliders.page.keyboard.press("ArrowRight")
-        sliders.until(lambda: "RuntimeError: deliberately broken" in sliders.error("broken"), what="the error in the widget")
+        said = "RuntimeError: deliberately broken"
+        sliders.until(lambda: said in sliders.error("broken"), what="the error in the widget")
         sliders.screenshot("broken_1300")
 
     def test_the_model_is_where_it_was(self, sliders):
-        assert sliders.execute("print(all(torch.equal(p, model.state_dict()[name]) for name, p in state.items()))") == "True"
+        same = "all(torch.equal(p, model.state_dict()[name]) for name, p in state.items())"
+        assert sliders.execute(f"print({same})") == "True"
 
 
 @pytest.fixture(scope="module")
 def explorers(lab):
-    lab.run("explorers", SETUP, "spectrum = SpectrumExplorer(objective, pairs, class_names=data.class_names)\nspectrum",
-            "boundary = BoundaryExplorer(objective, pairs, class_names=data.class_names)\nboundary", """
+    lab.run("explorers", SETUP, """
+spectrum = SpectrumExplorer(objective, pairs, class_names=data.class_names)
+spectrum""", """
+boundary = BoundaryExplorer(objective, pairs, class_names=data.class_names)
+boundary""", """
 minima = {f"seed {s}": find_minimum("normal", data, seed=s).model for s in (0, 1)}
-comparer = MinimaComparer(compare_minima(minima, (data.X_train, data.y_train), k=5, pairs=10), class_names=data.class_names)
+comparison = compare_minima(minima, (data.X_train, data.y_train), k=5, pairs=10)
+comparer = MinimaComparer(comparison, class_names=data.class_names)
 comparer""")
     lab.image("minima", 1).wait_for()
     return lab
@@ -114,12 +125,14 @@ def click(lab, name, x, y, index=0):
 class TestSpectrumExplorer:
     def test_a_click_chooses_an_eigenvalue(self, explorers):
         spectrum, detail = explorers.pixels("spectrum"), explorers.pixels("spectrum", 1)
-        x, y = json.loads(explorers.execute("import json; print(json.dumps(spectrum.canvases['log'].place(3, pairs.values[2].item())))"))
+        place = "spectrum.canvases['log'].place(3, pairs.values[2].item())"
+        x, y = json.loads(explorers.execute(f"import json; print(json.dumps({place}))"))
         click(explorers, "spectrum", x, y)
         explorers.until_changed("spectrum", spectrum, share=.001)
         explorers.until_changed("spectrum", detail, 1)
         value = explorers.execute("print(f'{pairs.values[2]:.4g}')")
-        explorers.until(lambda: "v3 of 6" in explorers.readout("spectrum") and value in explorers.readout("spectrum"), what=f"v3 and {value} in the read-out")
+        told = lambda: explorers.readout("spectrum")
+        explorers.until(lambda: "v3 of 6" in told() and value in told(), what=f"v3 and {value} in the read-out")
         explorers.screenshot("spectrum_1300")
 
     def test_arrow_keys(self, explorers):
@@ -142,13 +155,15 @@ class TestSpectrumExplorer:
 class TestBoundaryExplorer:
     def test_a_click_says_what_lies_there(self, explorers):
         before = explorers.pixels("boundary")
-        x, y = json.loads(explorers.execute("print(json.dumps(boundary._canvas.place(-2., 1.)))"))
+        x, y = json.loads(explorers.execute("print(json.dumps(boundary.canvas.place(-2., 1.)))"))
         click(explorers, "boundary", x, y)
         explorers.until(lambda: "nearest example" in explorers.readout("boundary"), what="the point in the read-out")
         explorers.until_changed("boundary", before, share=.0005)
         u, v = json.loads(explorers.execute("print(json.dumps(boundary.point))"))
         assert u == pytest.approx(-2, abs=.05) and v == pytest.approx(1, abs=.05)
-        example, confidence = explorers.execute(f"x = torch.tensor([[{u}, {v}]]); print(int((data.X_train - x).norm(dim=1).argmin()), f'{{model(x).softmax(1).max():.2%}}')").split()
+        nearest, confidence = "int((data.X_train - x).norm(dim=1).argmin())", "f'{model(x).softmax(1).max():.2%}'"
+        told = explorers.execute(f"x = torch.tensor([[{u}, {v}]]); print({nearest}, {confidence})")
+        example, confidence = told.split()
         text = explorers.readout("boundary")
         assert re.search(rf"nearest example\s+{example} ", text) and confidence in text
 
@@ -159,7 +174,7 @@ class TestBoundaryExplorer:
         for _ in range(5): explorers.page.keyboard.press("ArrowRight")
         explorers.until(lambda: point()[0] > start[0] + .1, what="the point to the right")
         box, (u, v) = explorers.image("boundary").bounding_box(), point()
-        x, y = json.loads(explorers.execute(f"print(json.dumps(boundary._canvas.place({u}, {v})))"))
+        x, y = json.loads(explorers.execute(f"print(json.dumps(boundary.canvas.place({u}, {v})))"))
         x, y = box["x"] + x * box["width"], box["y"] + y * box["height"]
         explorers.page.mouse.move(x, y)
         explorers.page.mouse.down()
@@ -185,7 +200,9 @@ class TestMinimaComparer:
         explorers.until(lambda: explorers.execute("print(comparer.amount)") == "1.0", what="one curvature length")
         time.sleep(.5)
         for name in ("seed 0", "seed 1"):
-            loss = explorers.execute(f"e = comparer.examinations['{name}']; print(f'{{e.objective.value(e.objective.theta + e.pairs.vectors[0] / e.pairs.values[0].sqrt()):.3g}}')")
+            there = "e.objective.theta + e.pairs.vectors[0] / e.pairs.values[0].sqrt()"
+            value = f"f'{{e.objective.value({there}):.3g}}'"
+            loss = explorers.execute(f"e = comparer.examinations['{name}']; print({value})")
             assert loss in explorers.readout("minima")
         explorers.screenshot("minima_1300")
 
@@ -220,5 +237,6 @@ class TestRerun:
             counts.append(int(lab.execute("gc.collect(); print(n_open())")))
         assert len(set(counts[1:])) == 1 and counts[0] <= counts[1], counts
         assert lab.execute("import matplotlib._pylab_helpers as h; print(len(h.Gcf.figs))") == "0"
-        kept = lab.execute("from hessnb.show.canvas import BoundaryCanvas; print(*(sum(isinstance(o, kind) for o in gc.get_objects()) for kind in (BoundaryCanvas, Objective)))")
+        count = "sum(isinstance(o, kind) for o in gc.get_objects()) for kind in (BoundaryCanvas, Objective)"
+        kept = lab.execute(f"from hessnb.show.canvas import BoundaryCanvas; print(*({count}))")
         assert kept == "1 2", kept  # the notebook's own objective, and the copy of the widget that is open

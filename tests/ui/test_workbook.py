@@ -1,4 +1,4 @@
-"The workbook and the start page in JupyterLab: the page lives while it computes, the stop button stops, errors are seen."
+"The workbook and the start page in JupyterLab: the page lives while it computes, Stop stops, errors are seen."
 import time
 
 import pytest
@@ -9,6 +9,7 @@ SETUP = """
 import time, warnings, torch
 from torch import nn
 import hessnb.show.workbook as w
+from hessnb import HessianOperator
 from hessnb.paper.data import load_data
 from hessnb.show.workbook import Workbook
 warnings.simplefilter("ignore")
@@ -20,8 +21,8 @@ for _ in range(100):
     optimizer.zero_grad()
     nn.functional.cross_entropy(net(flowers.X_train), flowers.y_train).backward()
     optimizer.step()
-train, quick = (flowers.X_train, flowers.y_train), w.HessianOperator
-class Slow(quick):
+train = flowers.X_train, flowers.y_train
+class Slow(HessianOperator):
     def matvec(self, v):
         time.sleep(.2)
         return super().matvec(v)
@@ -31,17 +32,23 @@ class Slow(quick):
 @pytest.fixture(scope="module")
 def workbook(lab):
     lab.run("workbook", SETUP, "wrong = Workbook(net, train)\nwrong.add_class('hessnb-wrong')\nwrong",
-            "net.eval()\nbook = Workbook(net, train, k=5, test=(flowers.X_test, flowers.y_test), class_names=flowers.class_names)\nbook.add_class('hessnb-book')\nbook")
+            """
+net.eval()
+book = Workbook(net, train, k=5, test=(flowers.X_test, flowers.y_test), class_names=flowers.class_names)
+book.add_class('hessnb-book')
+book""")
     return lab
 
 
-def test_a_refusal_says_what_to_do(workbook): workbook.until(lambda: "call model.eval() first" in workbook.error("wrong"), what="the refusal in the widget")
+def test_a_refusal_says_what_to_do(workbook):
+    workbook.until(lambda: "call model.eval() first" in workbook.error("wrong"), what="the refusal in the widget")
 
 
 def test_tabs_appear_and_work(workbook):
-    workbook.until(lambda: "done" in workbook.widget("book").inner_text(), seconds=90, what="the end of the computation")
-    tabs = workbook.widget("book").get_by_role("tab")
-    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == ["sliders", "spectrum", "boundary", "numbers"], what="four tabs")
+    said = lambda: workbook.widget("book").inner_text()
+    workbook.until(lambda: "done" in said(), seconds=90, what="the end of the computation")
+    tabs, names = workbook.widget("book").get_by_role("tab"), ["sliders", "spectrum", "boundary", "numbers"]
+    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == names, what="four tabs")
     before = workbook.pixels("book")
     workbook.handle("book").focus()
     for _ in range(20): workbook.page.keyboard.press("ArrowRight")
@@ -49,7 +56,7 @@ def test_tabs_appear_and_work(workbook):
     workbook.screenshot("workbook_sliders_1300")
     for i, text in [(1, "separates"), (2, "classes in view"), (3, "effective directions")]:
         tabs.nth(i).click()
-        workbook.until(lambda: text in workbook.widget("book").inner_text(), what=f"{text} in tab {i}")
+        workbook.until(lambda text=text: text in said(), what=f"{text} in tab {i}")
         time.sleep(.3)
         workbook.screenshot(f"workbook_{i}_1300")
 
@@ -58,19 +65,27 @@ def test_the_export_button_writes_files(workbook):
     button = workbook.widget("book").get_by_role("button", name="Export numbers and figures")
     button.scroll_into_view_if_needed()
     button.click()
-    workbook.until(lambda: "7 files" in workbook.widget("book").inner_text() or "6 files" in workbook.widget("book").inner_text(), what="the number of files")
-    assert {"model_eigenpairs.npz", "model_eigenvectors.csv", "numbers.csv", "sliders.png"} <= {p.name for p in (workbook.folder / "hessnb_workbook").iterdir()}
+    workbook.until(lambda: "6 files" in workbook.widget("book").inner_text(), what="the number of files")
+    written = {p.name for p in (workbook.folder / "hessnb_workbook").iterdir()}
+    assert {"model_eigenpairs.npz", "model_eigenvectors.csv", "numbers.csv", "sliders.png"} <= written
 
 
 def test_the_page_lives_while_it_computes_and_stops_when_told(lab):
-    lab.run("stopping", SETUP, "net.eval()\nw.HessianOperator = Slow\nbook = Workbook(net, train, k=12)\nbook.add_class('hessnb-book')\nbook")
-    lab.until(lambda: "found" in lab.widget("book").inner_text(), seconds=30, what="the progress")
+    lab.run("stopping", SETUP, """
+net.eval()
+w.as_operator = lambda objective, curvature: Slow(objective)
+book = Workbook(net, train, k=12)
+book.add_class('hessnb-book')
+book""")
+    said = lambda: lab.widget("book").inner_text()
+    lab.until(lambda: "found" in said(), seconds=30, what="the progress")
     start = time.monotonic()
-    assert lab.execute("print(book.wait(0))") == "False" and time.monotonic() - start < 5    # the kernel answers meanwhile
-    found = lambda: int(lab.execute("print(int(book.progress.text.value.split(': ')[-1].split(' of ')[0]) if 'found' in book.progress.text.value else 0)"))
+    assert lab.execute("print(book.wait(0))") == "False" and time.monotonic() - start < 5  # the kernel answers
+    number = "text.split(': ')[-1].split(' of ')[0] if 'found' in text else 0"
+    found = lambda: int(lab.execute(f"text = book.progress.text.value; print({number})"))
     lab.until(lambda: found() >= 1, seconds=60, what="the first pair")
     lab.widget("book").get_by_role("button", name="Stop").click()
-    lab.until(lambda: "stopped" in lab.widget("book").inner_text() or lab.error("book"), seconds=60, what="the end")
+    lab.until(lambda: "stopped" in said() or lab.error("book"), seconds=60, what="the end")
     assert lab.error("book") == ""
     n, ok = lab.execute("p = book.pairs['model']; print(len(p), bool(p.converged.all()))").split()
     assert 1 <= int(n) < 12 and ok == "True"
