@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_mode', 'all_finite', 'check_finite', 'own_modes', 'isolated', 'plain_attention', 'rounded_by',
-           'check_precision', 'restored_on_error', 'watch_draws', 'keep_freed_memory']
+           'check_precision', 'restored_on_error', 'OperationMode', 'watch_draws', 'keep_freed_memory']
 
 # %% ../../nbs/curvature/01_checks.ipynb #00be349f
 import ctypes
@@ -148,11 +148,14 @@ def restored_on_error() -> Iterator[None]:
         raise
 
 # %% ../../nbs/curvature/01_checks.ipynb #224711c3
-class watch_draws(TorchDispatchMode):
+class OperationMode(TorchDispatchMode):
+    "Base of modes that look at every operation of this thread, without loading torch's compiler, which takes seconds."
+    @classmethod
+    def _should_skip_dynamo(cls): return False
+
+class watch_draws(OperationMode):
     "Inside, `drew` becomes true when this thread draws random numbers by an operation of torch."
     drew = False
-    @classmethod
-    def _should_skip_dynamo(cls): return False  # else torch loads its compiler, which takes seconds
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.drew = self.drew or torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **kwargs or {})

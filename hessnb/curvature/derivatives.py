@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .checks import OperationMode
 from .params import flatten
 
 # %% ../../nbs/curvature/08_derivatives.ipynb #a6594759
@@ -98,7 +98,7 @@ def pushforward(
     return Pullback(flatten(pulled), [u])
 
 # %% ../../nbs/curvature/08_derivatives.ipynb #a1586caf
-class count_operations(TorchDispatchMode):
+class count_operations(OperationMode):
     "Inside, `n` counts the operations that torch runs for this thread; `waits`: has one to wait for a device?"
     n, waits = 0, False
 

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from contourpy import contour_generator
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..boundary.plane import Plane, feature_plane, plane_through
 from ..boundary.search import check_inputs
-from ..curvature.checks import own_modes
+from ..curvature.checks import OperationMode, own_modes
 from ..curvature.objective import Objective
 
 # %% ../../nbs/show/02_grid.ipynb #5c05ba6a
@@ -70,14 +69,11 @@ def view_grid(
     return ViewGrid(u, v, inputs, plane, names)
 
 # %% ../../nbs/show/02_grid.ipynb #d965539b
-class _Operations(TorchDispatchMode):
+class _Operations(OperationMode):
     "Counts the operations of products and convolutions inside."
     def __init__(self):
         super().__init__()
         self.total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls): return False  # else torch loads its compiler, which takes seconds
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
