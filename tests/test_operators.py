@@ -141,7 +141,7 @@ def test_scipy(case):
     largest = eigsh(view, k=2, which="LA", v0=np.ones(len(A), dtype=view.dtype), return_eigenvectors=False)
     rtol = 1e-4 if op.dtype != F64 else 1e-9
     found, true = torch.from_numpy(np.sort(largest)).double(), torch.linalg.eigvalsh(A)
-    assert_close(found[-1], true[-1], rtol=rtol, atol=0)  # one start vector sees a copy of a double one by rounding only
+    assert_close(found[-1], true[-1], rtol=rtol, atol=0)  # a copy of a double one is seen by rounding only
     assert ((found[:, None] - true).abs().amin(1) <= rtol * true[-1]).all()
 
 
