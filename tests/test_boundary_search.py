@@ -1,184 +1,129 @@
-"The parts of a search, one by one; whose operators every search takes, and what it leaves alone."
+"The tools that every search for the boundary shares, against loops."
 import math
-import warnings
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 from torch.testing import assert_close
 
-from conftest import F64, prescribed, quiet, randn, seeded
-from hessnb.curvature.basis import Basis
-from hessnb.curvature.completeness import Probe, absorb, probe_block
-from hessnb.curvature.density import spectral_density
-from hessnb.curvature.eigenpairs import dense_eigenpairs
-from hessnb.curvature.krylov import Krylov, tridiagonalize
-from hessnb.curvature.lowrank import Range, nonzero_eigenpairs
-from hessnb.curvature.operator import MatrixOperator
-from hessnb.curvature.search import Budget, Search, Target, find, look, most_open, thick_restart
-from hessnb.curvature.top import eigenpairs_until, refine, top_eigenpairs
-from hessnb.curvature.trace import trace
+from conftest import F64, Formula, build, randn, untouched
+from hessnb.boundary.search import (
+    Norm,
+    Paths,
+    between,
+    bisect,
+    check_box,
+    check_inputs,
+    logit_margin,
+    margin_slopes,
+    nearest_others,
+)
+from hessnb.curvature.objective import Objective
 
-VALUES = np.r_[[9., 7., 7., 5., 3., 2.8], np.linspace(-.5, 1, 94)]
-EPS = torch.finfo(F64).eps
-
-
-def identity_error(space):
-    "How far the decomposition A Q^T = Q^T G + pending^T B is from being one, and the rows from orthonormal."
-    rows = torch.cat([space.Q, space.pending])
-    error = space.op.matmat(space.Q) - space.G.T @ space.Q - space.coupling.T @ space.pending
-    return max(error.abs().max().item(), (rows @ rows.T - torch.eye(len(rows), dtype=F64)).abs().max().item())
+X = randn(40, 3)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_basis_does_what_a_list_does(seed):
-    rng, rows = np.random.default_rng(seed), []
-    basis = Basis(50, 20, F64, torch.device("cpu"), rows=int(rng.integers(1, 20)))
-    for step in range(30):
-        if rng.random() < .2 and len(rows) > 2:
-            S = randn(len(rows), int(rng.integers(1, len(rows))), seed=step)
-            rows = list(S.T @ torch.stack(rows))
-            basis.replace(S)
-        elif len(rows) < 20:
-            rows.append(randn(50, seed=step))
-            basis.append(rows[-1])
-        w, S = randn(50, seed=-step - 1), randn(len(rows), 3, seed=99)
-        assert_close(basis.rows, torch.stack(rows), rtol=1e-12, atol=1e-12)
-        assert_close(basis.dot(w), torch.stack([q @ w for q in rows]))
-        assert_close(basis.combine(S), S.T @ torch.stack(rows))
-        assert_close(basis.subtract(w, S[:, 0]), w - S[:, 0] @ torch.stack(rows))
-        assert len(basis.storage) <= 20
+def network(C=4):
+    return Objective(build(lambda: nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, C))),
+                     (X, torch.arange(40) % C))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_any_sequence_of_steps_keeps_the_decomposition(seed):
-    op, rng = prescribed(VALUES, seed), np.random.default_rng(seed)
-    krylov = Krylov(op, 60)
-    krylov.add(randn(100, seed=seed))
-    for step in range(60):
-        move = rng.random()
-        if krylov.room < 8: thick_restart(krylov, Target(4, "BE", 1e-6, EPS))
-        elif move < .1: krylov.add(randn(100, seed=step))
-        elif move < .2 and krylov.m > 2:
-            sigma = krylov.ritz()[0][-2:].mean().item()
-            probe = Probe(krylov, randn(100, seed=step), sigma, 1)
-            probe.run(1e-6, 4)
-            absorb(probe)
-        elif len(krylov.pending): krylov.expand(int(rng.integers(len(krylov.pending))))
-        if krylov.m: assert identity_error(krylov) < 1e-12, step
-    assert krylov.m > 10
+@given(st.lists(st.lists(st.sampled_from([-1., 0., .5, 2., 1e300, -1e300]), min_size=3, max_size=3), min_size=1,
+                max_size=6), st.integers(0, 2))
+def test_logit_margin(rows, c):
+    z = torch.tensor(rows, dtype=F64)
+    assert logit_margin(z, c).tolist() == [row[c] - max(row[:c] + row[c + 1:]) for row in rows]
+    assert (logit_margin(z) >= 0).all() and torch.equal(logit_margin(z), logit_margin(z, z.argmax(1)))
 
 
-def test_a_chain_leaves_no_trace_when_it_is_forgotten():
-    op = prescribed(VALUES)
-    space = Range(op, 100)
-    space.queue(torch.linalg.qr(randn(100, 8)).Q.T)
-    for _ in range(2): space.expand()
-    before, m = space.G.clone(), space.m
-    Probe(space, randn(100, seed=1), 4., 1).run(1e-9, 9)
-    space.forget(m)
-    assert torch.equal(space.G, before) and identity_error(space) < 1e-12
-    space.expand()
-    assert identity_error(space) < 1e-12
+@pytest.mark.parametrize("budget", [2**31, 6_000])
+def test_margin_slopes(budget):
+    objective = network()
+    small = Objective(objective.model, objective.data, memory_budget=budget)
+    y = objective.classes(X)
+    x = X.clone().requires_grad_()
+    z = objective.model(x)
+    expected = torch.stack([row[c] - torch.cat([row[:c], row[c + 1:]]).max() for row, c in zip(z, y)])
+    slopes, = torch.autograd.grad(expected.sum(), x)
+    with untouched(objective.model, tensors=[X]), torch.no_grad(): margin, slope, n = margin_slopes(small, X, y)
+    assert_close(margin, expected.detach()), assert_close(slope, slopes)
+    assert n == 40 and not slope.requires_grad and (small.micro_batch_size < 40) == (budget < 2**31)
 
 
-def test_what_the_complement_of_everything_holds():
-    "Where the whole space is explored, nothing is left, and both tests say so."
-    op = prescribed(np.r_[3., 2., np.zeros(28)])
-    krylov = Krylov(op, 30)
-    for seed in range(3): krylov.add(randn(30, seed=seed))
-    while len(krylov.pending): krylov.expand(0)
-    values, _, ends = krylov.ritz()
-    assert probe_block(krylov, values, ends, 1., randn(4, 30, seed=7))[0] < -50
-    probe = Probe(krylov, randn(30, seed=8), 1., 1)
-    probe.run(0., 5)
-    assert not probe.found and probe.miss == 0 and probe.steps < 5
+def test_slopes_where_classes_are_alike():
+    "Only the silent rows take another pass; where every class is alike the margin is infinite and the slope zero."
+    objective = Objective(Formula(lambda x: torch.stack([x[:, 0], x[:, 0], x[:, 1]], 1)).eval(),
+                          (X, torch.zeros(40).long()))
+    y = objective.classes(X)
+    margin, slope, n = margin_slopes(objective, X, y)
+    assert n == 40 + (y == 0).sum()
+    assert_close(margin, (X[:, 0] - X[:, 1]).abs())
+    assert_close(slope.norm(dim=1), torch.full((40,), 2 ** .5, dtype=F64))
+    alike = Objective(Formula(lambda x: x[:, :1].expand(-1, 3)).eval(), (X, torch.zeros(40).long()))
+    margin, slope, n = margin_slopes(alike, X, torch.zeros(40).long())
+    assert n == 80 and (margin > 1e300).all() and not slope.isnan().any()
 
 
-def test_the_row_that_carries_the_open_residuals_is_next():
-    op = MatrixOperator(torch.diag(torch.tensor([9., 8.5, 1., .9, 0., 0.], dtype=F64)))
-    krylov, e = Krylov(op, 6), torch.eye(6, dtype=F64)
-    krylov.add(e[2] + .1 * e[3])
-    krylov.add(e[0] + e[1])
-    krylov.expand(0), krylov.expand(0)  # two chains, each with a pending row
-    ritz = look(krylov, Target(1, "LA", 1e-9, EPS))
-    assert ritz.open.all() and (krylov.pending[most_open(ritz)] @ (e[0] - e[1])).abs() > 1
+def test_between_meets_its_ends():
+    a, b = randn(50, 2, 3, seed=1) * 1e3, randn(50, 2, 3, seed=2) * 1e-3
+    assert torch.equal(between(a, b, torch.zeros(50)), a) and torch.equal(between(a, b, torch.ones(50)), b)
+    assert torch.equal(between(a, b, torch.full((50,), 7.)), b) and torch.equal(between(a, b, torch.full((50,), -7.)),
+            a)
+    t = torch.rand(50, dtype=F64)
+    assert_close(between(a, b, t), a + t[:, None, None] * (b - a))
 
 
-def test_zeros_that_rounding_has_moved_are_not_chased():
-    "Fourteen zeros, five of them wanted, and restarts: differences that rounding leaves are no eigenvalues."
-    for seed in range(12):
-        op = prescribed(np.repeat([0., 1., 6.], [14, 3, 3]), seed)
-        with quiet("rounding floor"):
-            pairs = top_eigenpairs(op, 5, which="SA", tol=1e-9, basis_bytes=17 * 20 * 8, generator=seeded(seed))
-        assert op.n_matvecs < 32 and pairs.values.abs().max() < 1e-13 and pairs.miss_probability <= 1e-3
+def test_bisect():
+    roots = torch.tensor([.3, .5, 1 / 3, .999], dtype=F64)
+    for n in (0, 1, 7, 60):
+        low, high = bisect(lambda t: t >= roots, torch.zeros(4, dtype=F64), torch.ones(4, dtype=F64), n)
+        assert (low < roots).all() and (high >= roots).all() and ((high - low) <= 2. ** -min(n, 52)).all()
+    points = randn(5, 2), randn(5, 2) + 9
+    low, high = bisect(lambda z: (z.sum(1) > 4)[:, None], *points, 50)  # along segments in the plane
+    assert_close(low.sum(1), torch.full((5,), 4., dtype=F64)), assert_close(high, low)
 
 
-def test_start_vectors_of_a_search_in_single_precision():
-    "They are given in double, and the coarse search takes them."
-    class Offers(MatrixOperator):
-        def in_single(self):
-            coarse = MatrixOperator(self.A.float())
-            coarse.noise = 1e-7
-            return coarse
-    op = Offers(prescribed(VALUES).A)
-    cold = top_eigenpairs(op, 3, tol=1e-8)
-    warm = top_eigenpairs(op, 3, tol=1e-8, start=cold.vectors)
-    assert warm.n_single and warm.converged.all() and warm.n_matvecs < cold.n_matvecs
-    assert_close(warm.values, torch.tensor([9., 7., 7.], dtype=F64))
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_nearest_others(norm):
+    x, y, pool, pool_y = X[:9].reshape(9, 1, 3), torch.arange(9) % 3, X.reshape(40, 1,
+            3), torch.arange(40) % 4 - 1  # some of no class
+    D = Norm(norm).distances(x, pool)
+    assert_close(D, (X[:9, None] - X[None]).norm(dim=2, p=2 if norm == "l2" else math.inf))
+    for n in (0, 1, 3, 7, 100):
+        index, exists = nearest_others(x, y, pool, pool_y, n, norm=norm)
+        for i in range(9):
+            queues = [sorted((D[i, j].item(), j) for j in range(40) if pool_y[j] == c) for c in range(3) if c != y[i]]
+            wanted = [j for turn in range(40) for _, j in sorted(q[turn] for q in queues if turn < len(q))]
+            assert index[i][exists[i]].tolist() == wanted[:n]
+    nothing = nearest_others(x, torch.zeros(9).long(), pool, torch.zeros(40).long(), 3)
+    assert not nothing[1].any()
 
 
-def test_a_budget():
-    seen = []
-    with Budget(5, lambda *args: seen.append(args)) as budget:
-        assert not budget.spend(2, 0) and budget.left == 3 and not budget.spend(3, 1) and budget.left == 0
-    assert seen == [(2, 0), (5, 1)] and Budget().left == math.inf
-    with Budget(5, lambda *args: True) as budget: assert budget.spend(1, 0) and budget.left == 0
+def test_first_crossing():
+    "Class 1 on shells of radius 1 to 2 and beyond 3: of a path to 3.5 the first crossing at 1 counts, not that at 3."
+    def score(x):
+        r = x.norm(dim=1)
+        return torch.stack([torch.zeros_like(r), .5 - (r - 1.5).abs().minimum((r - 3.5).abs())], 1)
+    shells = Objective(Formula(score).eval(), (X, torch.zeros(40).long()))
+    paths, origin, d = Paths(shells), torch.zeros(40, 3, dtype=F64), X / X.norm(dim=1, keepdim=True)
+    low, high = paths.first_crossing(origin, torch.zeros(40).long(), d, torch.full((40,), 3.5, dtype=F64), n=20)
+    assert ((low < 1) & (high >= 1) & (high - low < 1e-6)).all() and paths.n_forward <= 40 * 25
+    assert paths.n_backward == 0
 
 
-def test_a_search_that_may_not_take_a_step():
-    "One product is always made, so that there is something to return."
-    search = Search(prescribed(VALUES), Target(2, "LA", 1e-6, EPS), Budget(0), 50, seeded(0))
-    assert find(search, None, 1e-3).stopped == "budget" and search.budget.used == 1
-
-
-def test_too_little_memory_is_said_by_every_search():
-    op = prescribed(VALUES)
-    message = "basis_bytes=12,000 holds 15 vectors of 100 numbers; k=8 needs at least 20"
-    with pytest.raises(ValueError, match=message): top_eigenpairs(op, 8, basis_bytes=15 * 800)
-    with pytest.raises(ValueError, match=message): eigenpairs_until(op, lambda *_: False, k=8, basis_bytes=15 * 800)
-    assert op.n_matvecs == 0
-
-
-class Users:
-    "As little as a user may write."
-    def __init__(self, A): self.A, self.shape, self.dtype, self.device = A, A.shape, A.dtype, A.device
-    def matvec(self, v): return self.A @ v
-
-
-EVERY = [
-    lambda op: top_eigenpairs(op, 3), lambda op: top_eigenpairs(op, 60), lambda op: dense_eigenpairs(op, 4),
-    lambda op: eigenpairs_until(op, lambda values, V: len(values) > 3, k=2), lambda op: nonzero_eigenpairs(op, rtol=.2),
-    lambda op: nonzero_eigenpairs(op), lambda op: refine(top_eigenpairs(op, 2, tol=1e-2), op), trace,
-    lambda op: trace(op, exact=True), lambda op: spectral_density(op, n_steps=5, n_probes=2),
-    lambda op: spectral_density(op, n_steps=5, n_probes=2, pairs=top_eigenpairs(op, 2)),
-    lambda op: tridiagonalize(op, torch.ones(100, dtype=F64), 4)]
-
-
-@pytest.mark.parametrize("call", EVERY)
-def test_every_function_takes_an_operator_of_the_users(call):
-    "The same answer as for ours, whose products of a block may round otherwise."
-    A = prescribed(VALUES).A
-    ours, theirs = vars(call(MatrixOperator(A))), vars(call(Users(A)))
-    numbers = {"values", "value", "nodes", "alpha", "n_matvecs"} & set(ours)
-    for name in numbers: assert_close(theirs[name], ours[name], rtol=1e-9, atol=1e-11)
-    assert numbers and theirs.get("stopped") == ours.get("stopped")
-
-
-@pytest.mark.parametrize("call", EVERY)
-def test_warnings_and_threads_are_left_alone(call, monkeypatch):
-    "No filter of warnings is touched, and no bar is made, which would start a thread, by a call that shows none."
-    def forbidden(*args, **kwargs): raise AssertionError("an effect on the process")
-    for name in ("catch_warnings", "filterwarnings", "simplefilter"): monkeypatch.setattr(warnings, name, forbidden)
-    monkeypatch.setattr("hessnb.curvature.search.tqdm", forbidden)
-    call(prescribed(VALUES))
+def test_refusals():
+    objective = network()
+    for bad, error, message in ((X[:0], ValueError, "N > 0"), (X[0], ValueError, r"\(N, ...\)"),
+                                (torch.ones(3, 3, dtype=torch.int64), TypeError, "floating tensor"),
+                                ((X, X), TypeError, "got tuple"), (torch.full((2, 3), math.nan), ValueError, "NaN")):
+        with untouched(objective.model), pytest.raises(error, match=message): check_inputs(objective, bad)
+    with pytest.raises(ValueError, match="two or more class scores"):
+        check_inputs(Objective(nn.Linear(3, 1).double(), (X, torch.zeros(40).long())), X)
+    attached = X.clone().requires_grad_()
+    assert not check_inputs(objective, attached).requires_grad
+    for box in ((1., 0.), (1., 1.), (0., 1., 2.), (math.nan, 1.)):
+        with pytest.raises(ValueError, match="box must be"): check_box(X, box)
+    with pytest.raises(ValueError, match="outside box"): check_box(X, (0., .5))
+    check_box(X, None), check_box(X, (X.min().item(), X.max().item()))
