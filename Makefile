@@ -6,7 +6,7 @@ READY := $(VENV)/.ok
 # another processor's kernels, emulated: the same seed then trains another network
 OTHER := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: run test test-all test-other export bench lab docs readme check lint types coverage hooks clean
+.PHONY: run test test-all test-other export outputs bench lab docs readme check lint types coverage hooks clean
 
 $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ export: $(READY)  ## hessnb/ from the notebooks, and the stub from the table of 
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 	$(BIN)/python .ci/stub.py
+
+outputs: $(READY)  ## run the notebooks NB="a.ipynb b.ipynb", store their outputs without what is not for readers, and export
+	$(BIN)/python .ci/outputs.py $(NB)
+	$(MAKE) export
 
 bench: $(READY)  ## the same eigenpairs from the peers, which go into an environment of their own
 	$(PYTHON) -m venv --clear .bench/venv

@@ -15,10 +15,11 @@ from typing import Any, get_args
 import torch
 from fastcore.docments import docments
 
+from .curvature.entry import CURVATURES
 from .lab import open_lab
 from .paper.data import DATA_NAMES
 from .paper.minima import Kind
-from .report import MATRICES, report
+from .report import report
 
 # %% ../nbs/cli.ipynb #2c5f9eb6
 def add_option(
@@ -40,15 +41,15 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hessnb", description=about)
     parser.add_argument("--version", action="version", version=f"hessnb {version('hessnb')}")
     commands = parser.add_subparsers(dest="command")
-    p = commands.add_parser("report", help="train, analyse and write a self-contained page", **look)
+    p = commands.add_parser("report", help="analyse the paper's networks and write a self-contained page", **look)
     named = {"metavar": "DATASET", "help": f"one of {', '.join(DATA_NAMES)}"}
     add_option(p, report, "dataset", nargs="?", choices=DATA_NAMES, **named)
     add_option(p, report, "minima", nargs="+", choices=get_args(Kind))
     for name in ("k", "seed"): add_option(p, report, name, type=int)
-    add_option(p, report, "curvature", choices=list(MATRICES))
+    add_option(p, report, "curvature", choices=list(CURVATURES))
     add_option(p, report, "out")
     add_option(p, report, "dtype", choices=["float64", "float32"], default="float64")
-    add_option(p, report, "force", action="store_true")
+    for name in ("force", "retrain"): add_option(p, report, name, action="store_true")
     p.add_argument("--quiet", action="store_true", help="no progress, only the path")
     p = commands.add_parser("lab", help="copy the tutorials to a folder and open them in JupyterLab", **look)
     add_option(p, open_lab, "folder", nargs="?")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 # beside CUDA a pretend device breaks autograd's streams
 NOT_PRETENDED = "a real GPU takes the place of the pretended one" if torch.cuda.is_available() else ""
@@ -25,6 +26,14 @@ settings.load_profile("hessnb")
 
 HERE = Path(__file__).resolve().parent
 F64 = torch.float64
+
+
+class right_weight_norm(TorchFunctionMode):
+    "Inside, weight norm is `g v / |v|` by plain operations: the second derivative of torch's own is wrong."
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch._weight_norm: return func(*args, **kwargs or {})
+        v, g, dim = args
+        return g * v / torch.linalg.vector_norm(v, dim=[i for i in range(v.ndim) if i != dim], keepdim=True)
 
 
 def pytest_addoption(parser):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_reference import network  # noqa: F401, a fixture
 from torch import nn
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, randn, seeded, untouched
@@ -261,3 +262,59 @@ def test_by_layer(name, dtype):
                 assert (found[0] - expected).abs().max() <= tol and (found[1] - norms).abs().max() <= tol * norms.max()
         assert (align(objective, X, V, labels=y).cosines - expected).abs().max() <= tol
         assert [len(m._forward_hooks) for m in model.modules()] == hooks
+
+
+def patched():
+    net = Net(CHAIN)
+    net.b.forward = lambda x: nn.functional.linear(x, net.b.weight, net.b.bias).where(x[:, :1] < .5, 0.)
+    return net
+
+
+def hooked():
+    net = Net(CHAIN)
+    net.b.register_forward_hook(lambda m, args, out: out * (1 + (args[0][:, :1] > .5)))
+    return net
+
+
+def swapped(m, x):
+    "Two rows in the middle change places on their way through a layer, as a router of experts has it."
+    order = torch.arange(len(x))
+    if len(x) > 14: order[[12, 13]] = order[[13, 12]]
+    return m.c(m.b(m.a(x).tanh()[order]).tanh()[order])
+
+
+OUT_OF_THE_WAY = {  # what the ends of the data do not show
+    "open in the middle": lambda: Net(lambda m, x: m.c(m.b(m.a(x))) + F.relu(x[:, :1] - 50) * F.linear(
+        m.a(x).detach(), m.b.weight)[:, :4]),
+    "a weight behind a gate": lambda: Net(lambda m, x: m.c(
+        m.b(m.a(x)) + (x[:, :1] > 50) * F.linear(x, m.a.weight).tanh())),
+    "through a view": lambda: Net(lambda m, x: m.c(m.b(m.a(x)) + (x[:, :1] > 50) * (m.b.weight.T[0] * 1.))),
+    "rows swapped": lambda: Net(swapped), "patched": patched, "hooked": hooked,
+    "twice in a large batch": lambda: Net(lambda m, x: m.c(
+        m.b(m.a(x).tanh()).tanh() if len(x) < 9 else (m.b(m.a(x).tanh()) + m.b(m.a(x).tanh())).div(2).tanh())),
+    "by a function": lambda: Net(lambda m, x: m.c(F.linear(m.a(x).tanh(), m.b.weight, m.b.bias).tanh())),
+}
+
+
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+@pytest.mark.parametrize("name", OUT_OF_THE_WAY)
+def test_what_happens_between_the_ends(name, dtype):
+    model, (X, y) = build(OUT_OF_THE_WAY[name]), blobs(30)
+    X[15, 0] = 60.
+    objective, rows = Objective(model, (X, y), dtype=dtype), []
+    for x, label in zip(X, y):
+        loss = F.cross_entropy(model(x[None]), label[None])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    G, V = torch.stack(rows), randn(5, objective.n_params)
+    want = F.normalize(G) @ F.normalize(V).T
+    known = G.norm(dim=1) > 1e-9  # plain autograd has lost the others
+    for chunk in (2**27, 1):
+        got = align(objective, X, V, labels=y, chunk_bytes=chunk).cosines
+        assert (got - want)[known].abs().max() <= (1e-9 if dtype == F64 else 2e-4)
+
+
+def test_the_short_way_is_taken_where_it_can_be():
+    "Otherwise nothing above says that the long one is chosen on purpose."
+    X, y = blobs(30)
+    objective = Objective(build(lambda: Net(CHAIN)), (X, y), dtype=torch.float32)
+    assert cosines_by_layer(ReinforcingGradients(objective, X), unit_rows(objective, randn(5, objective.n_params)))

@@ -270,7 +270,7 @@ def test_k(k, error, message):
      "max_matvecs=2 cannot give k=3 pairs: at least one product each"),
     (dict(basis_bytes=5000), ValueError,
      r"basis_bytes=5,000 holds 10 vectors of 60 numbers; k=3 needs at least 15: raise it or ask for fewer pairs"),
-    (dict(basis_bytes=0), ValueError, "basis_bytes=0")])
+    (dict(basis_bytes=0), ValueError, "basis_bytes must be at least 1, got 0")])
 def test_options(kwargs, error, message):
     op = prescribed(np.linspace(-1, 2, 60))
     with pytest.raises(error, match=message): top_eigenpairs(op, 3, **kwargs)

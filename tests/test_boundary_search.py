@@ -119,7 +119,7 @@ def test_refusals():
                                 (torch.ones(3, 3, dtype=torch.int64), TypeError, "floating tensor"),
                                 ((X, X), TypeError, "got tuple"), (torch.full((2, 3), math.nan), ValueError, "NaN")):
         with untouched(objective.model), pytest.raises(error, match=message): check_inputs(objective, bad)
-    with pytest.raises(ValueError, match="two or more class scores"):
+    with pytest.raises(TypeError, match="has one class"):
         check_inputs(Objective(nn.Linear(3, 1).double(), (X, torch.zeros(40).long())), X)
     attached = X.clone().requires_grad_()
     assert not check_inputs(objective, attached).requires_grad

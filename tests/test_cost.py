@@ -1,5 +1,6 @@
 """What the search for eigenpairs costs, in things that can be counted: products, forward passes, bytes. Nothing is
 timed, so a loss shows on any machine."""
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_products(name):
     steps = unrestarted(make(), k, tol)
     assert pairs.converged.all() and op.n_matvecs == pairs.n_matvecs + pairs.n_certify
     assert pairs.n_matvecs <= steps + max(2, steps // 20)
-    assert pairs.n_certify <= 2 + 24
+    assert pairs.n_certify <= 2 + 32  # the probe begins just beyond the last pair, where a miss would matter: was 24
 
 
 def test_products_in_double_precision():
@@ -90,7 +91,7 @@ def test_forward_passes_with_everything_kept(product):
     "One of a single example to try a product and one to build the operator, none to use it."
     objective = Objective(CNN, (IMAGES, DIGITS))
     with counted_passes(CNN) as passes:
-        op = HessianOperator(objective, product=product)
+        op = HessianOperator(objective, product=product, verify=False)
         assert passes == [1, 48]
         top_eigenpairs(op, 3, tol=1e-3)
         assert passes == [1, 48] and op.n_matvecs > 15
@@ -101,10 +102,20 @@ def test_forward_passes_with_nothing_kept(curvature):
     "One for each product, and one of a single example to look for dead ends and to try a product."
     objective = Objective(CNN, (IMAGES, DIGITS))
     with counted_passes(CNN) as passes:
-        op = curvature(objective, memory_budget=0)
+        op = curvature(objective, memory_budget=0, verify=False)
         assert passes == [1]
         top_eigenpairs(op, 3, tol=1e-3)
         assert passes == [1] + [48] * op.n_matvecs
+
+
+def test_forward_passes_of_the_check():
+    "A few, of an eighth of the examples: a product in either precision, three gradients, the outputs; none again."
+    objective = Objective(copy.deepcopy(CNN).float(), (IMAGES.float(), DIGITS))
+    with counted_passes(objective.model) as passes:
+        HessianOperator(objective, memory_budget=0)
+        assert passes[0] == 1 and set(passes[1:]) == {6} and len(passes) <= 7
+        HessianOperator(objective, memory_budget=0)
+        assert len(passes) <= 8
 
 
 def test_bytes_of_a_trace():

@@ -1,6 +1,7 @@
 """Distances to the boundary against closed forms, a dense grid and a search over all examples; and what the search
 must not do."""
 import math
+from collections import UserList
 
 import pytest
 import torch
@@ -344,7 +345,7 @@ def test_the_same_twice(trained):
 class Counted(nn.Module):
     def __init__(self, model):
         super().__init__()
-        self.model, self.seen = model, [0, 0]
+        self.model, self.seen = model, UserList([0, 0])  # a list of its own would be as before afterwards
     def forward(self, x):
         self.seen[0] += len(x)
         if x.requires_grad: x.register_hook(lambda g: self.seen.__setitem__(1, self.seen[1] + len(g)))
@@ -519,20 +520,22 @@ def test_bad_requests(trained):
     with pytest.raises(ValueError, match="n_candidates"): estimate_margin(objective, X, pairs, n_candidates=0)
     with pytest.raises(TypeError, match="no classes"):
         nearest_boundary(Objective(nn.Linear(4, 1).double(), (X, X[:, :1]), "mse_loss"), X)
-    with pytest.raises(ValueError, match="two or more class scores"):
+    with pytest.raises(TypeError, match="has one class"):
         nearest_boundary(Objective(nn.Linear(4, 1).double(), (X, torch.zeros(90).long())), X)
 
 
 @pytest.mark.slow
-def test_order_of_ten_pairs():
-    """Minima from a usual and from a noisy start on the checkerboard: the wider one is named for every seed, and
-    both margins are within 2%."""
+def test_order_of_the_pairs_in_the_zoo():
+    """Minima from a usual and from a noisy start on the checkerboard: the wider one is named for each of the three
+    pairs on file, and both margins are within 2%."""
     from hessnb.paper.data import load_data
     data, ratios, right = load_data("checkerboard"), [], 0
-    for seed in range(10):
+    for seed in range(3):
         ours, truth = [], []
         for kind in ("normal", "noisy_init"):
-            objective = Objective(find_minimum(kind, data, seed=seed).model.double(), (data.X_train, data.y_train))
+            minimum = find_minimum(kind, data, seed=seed)
+            assert minimum.zoo, "a claim about one network takes it from the zoo"
+            objective = Objective(minimum.model.double(), (data.X_train, data.y_train))
             X = data.X_train.double()
             truth.append(trace_boundary(objective, X, n=600).distance(X).min().item())
             ours.append(estimate_margin(objective, X, top_eigenpairs(HessianOperator(objective), 3,
@@ -540,7 +543,7 @@ def test_order_of_ten_pairs():
         ratios += [a / b for a, b in zip(ours, truth)]
         right += (ours[0] < ours[1]) == (truth[0] < truth[1])
     print(right, min(ratios), max(ratios))
-    assert right == 10 and max(abs(r - 1) for r in ratios) < .02
+    assert right == 3 and max(abs(r - 1) for r in ratios) < .02
 
 
 @pytest.mark.slow

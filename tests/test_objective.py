@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
+from conftest import F64, blobs, build, copy, mlp, quiet, randn, right_weight_norm, untouched
 from hessnb.curvature.checks import all_finite, check_precision, restored_on_error, rounded_by
 from hessnb.curvature.eigenpairs import dense_eigenpairs
 from hessnb.curvature.example_grads import example_grads, example_vjps
@@ -36,7 +36,7 @@ def oracle(model, loss, X, y, params=None):
     "Value, gradient and Hessian of `loss(model(X), y)` by plain autograd, over the chosen parameters."
     chosen = {n: p.detach().clone().requires_grad_() for n, p in select_params(model, params).items()}
     args, kwargs = (X if isinstance(X, tuple) else (X,), {}) if not isinstance(X, dict) else ((), X)
-    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), right_weight_norm():
         out = functional_call(model, chosen, args, kwargs)
     value = loss(getattr(out, "logits", out), y)
     grad = flatten(torch.autograd.grad(value, list(chosen.values()), create_graph=True, materialize_grads=True))
@@ -83,8 +83,7 @@ LOSSES = {
     "all three": (*[nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=.2, ignore_index=-100)] * 2, LABELS),
     "probabilities": (*[nn.CrossEntropyLoss(weight=WEIGHT)] * 2, SOFT),
     "focal": (focal, lambda o, y: focal(o, y).mean(), Y),
-    "partial": (lambda o, y: F.cross_entropy(o, y, reduction="none", ignore_index=-100), lambda o,
-                y: F.cross_entropy(o, y, reduction="none").mean(), LABELS),
+    "ignored by a function": (lambda o, y: F.cross_entropy(o, y, reduction="none"), F.cross_entropy, LABELS),
     "mse": (nn.MSELoss(), nn.MSELoss(), ONE_HOT),
     "mse by name, integers": ("mse_loss", lambda o, y: F.mse_loss(o, y.double()), F.one_hot(Y, C)),
     "mse sum": (nn.MSELoss(reduction="sum"), nn.MSELoss(), ONE_HOT),

@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from .gradients import ReinforcingGradients
 from ..curvature.batches import take
 from ..curvature.checks import own_modes
-from ..curvature.layers import unit_rows
+from ..curvature.layers import inner, lengths, unit_rows
 from ..curvature.objective import Objective, as_objective
+from ..curvature.params import flatten
 
 # %% ../../nbs/boundary/01_alignment.ipynb #ac7ef6dd
 @dataclass(frozen=True, eq=False)
 class Alignment:
     "Cosines between per-example gradients and given vectors."
-    cosines: Tensor  # `(N, k)` in [-1, 1]; NaN where the gradient is zero
+    cosines: Tensor  # `(N, k)` in [-1, 1]; NaN where the gradient is zero, or NaN itself
     labels: Tensor  # `(N,)` int64, the labels that the gradients were taken for
     grad_norms: Tensor  # `(N,)`, |g(x)|; may underflow where the cosine is still known
     label_source: str  # "predicted", "class c" or "given"
     undefined: str  # "nan", or "zero" as in the authors' code
-    n_undefined: int  # examples whose gradient is zero
+    n_undefined: int  # examples whose gradient is zero, or NaN
     n_params: int  # P, length of the vectors
 
     def projection(self,
@@ -63,7 +64,7 @@ def align(
     gradients = ReinforcingGradients(objective, X, labels=labels, chunk_bytes=chunk_bytes)
     found = cosines_by_layer(gradients, V, chunk_bytes=chunk_bytes)
     cosines, norms = found if found is not None else cosines_by_example(gradients, V)
-    zero, cosines = norms == 0, cosines.clamp(-1, 1)
+    zero, cosines = ~(norms > 0), cosines.clamp(-1, 1)
     cosines[zero] = math.nan if undefined == "nan" else 0.
     norms = (norms.double() * gradients.log_norms.exp()).to(norms)
     return Alignment(cosines, gradients.labels, norms, gradients.label_source, undefined, int(zero.sum()),
@@ -78,9 +79,9 @@ def cosines_by_example(
     cosines, norms = [], []
     for part in gradients.slices:
         G = gradients[part]
-        norms.append(G.norm(dim=1))
-        cosines.append((G @ V.T) / norms[-1][:, None])
-    return torch.cat(cosines), torch.cat(norms)
+        norms.append(lengths(G))
+        cosines.append(inner(G, V) / norms[-1][:, None])
+    return torch.cat(cosines).to(V), torch.cat(norms).to(V)
 
 # %% ../../nbs/boundary/01_alignment.ipynb #2ac4598e
 class _NotByLayer(Exception):
@@ -113,9 +114,9 @@ def _met_once(outputs: Tensor, leaves: Mapping[str, Tensor]) -> bool:
 
 # %% ../../nbs/boundary/01_alignment.ipynb #7f423c65
 def _inputs_and_errors(
-    objective: Objective, layers: dict[str, nn.Linear], X: Any, r: Tensor,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    "Of every layer on the way: its input `(B, i)`, and the derivative of <outputs, r> at its output `(B, o)`."
+    objective: Objective, layers: dict[str, nn.Linear], X: Any, r: Tensor, c: Tensor,
+) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
+    "Input `(B, i)` of each layer, d <outputs, r> / d its output `(B, o)`, and d <outputs, c r> / d parameters `(P,)`."
     seen, names, leaves = {}, {layer: name for name, layer in layers.items()}, objective.leaves()
     def note(layer, args, out):
         if names[layer] in seen or len(args) != 1 or args[0].shape[:-1] != r.shape[:1]: raise _NotByLayer
@@ -127,8 +128,16 @@ def _inputs_and_errors(
         for handle in handles: handle.remove()
     if not _met_once(outputs, leaves): raise _NotByLayer
     options = dict(allow_unused=True, materialize_grads=True)
-    errors = torch.autograd.grad(outputs, [out for _, out in seen.values()], r, **options)
-    return {name: (a, error) for (name, (a, _)), error in zip(seen.items(), errors)}
+    outs = [out for _, out in seen.values()]
+    errors = torch.autograd.grad(outputs, outs, r, retain_graph=True, **options)
+    found = torch.autograd.grad(outputs, [*outs, *leaves.values()], c * r, **options)
+    if not all(map(_row_by_row, errors, found, [c] * len(outs))): raise _NotByLayer
+    return {name: (a, error) for (name, (a, _)), error in zip(seen.items(), errors)}, flatten(found[len(outs):])
+
+def _row_by_row(error: Tensor, other: Tensor, c: Tensor) -> bool:
+    "Does each row belong to its own example: is it multiplied by the example's factor?"
+    c, near = c.reshape(len(c), 1), 1e3 * torch.finfo(error.dtype).eps
+    return bool(((other - c * error).abs() <= near * error.abs().amax(1, keepdim=True)).all())
 
 # %% ../../nbs/boundary/01_alignment.ipynb #8107fa15
 def cosines_by_layer(
@@ -141,17 +150,22 @@ def cosines_by_layer(
     objective, r = gradients.objective, gradients.residuals
     try: layers = _linear_layers(objective)
     except _NotByLayer: return None
+    generator, parts, k = torch.Generator().manual_seed(0), [], len(V)
+    V = torch.cat([V, torch.randn(1, V.shape[1], generator=generator, dtype=torch.float64).to(V) / V.shape[1] ** .5])
+    factors = 1 + torch.rand(len(r), *[1] * (r.ndim - 1), generator=generator, dtype=torch.float64).to(r)
     blocks = dict(zip(objective.params, V.split([p.numel() for p in objective.params.values()], 1)))
     wide = max(min(layer.in_features, layer.out_features) for layer in layers.values())
     step = max(1, min(objective.micro_batch_size, chunk_bytes // (2 * len(V) * wide * V.element_size())))
     try:
-        parts = []
         for i in range(0, len(r), step):
-            acts = _inputs_and_errors(objective, layers, take(gradients.X, i, i + step), r[i:i + step])
-            parts.append(_dots_and_squares(acts, layers, blocks, r[i:i + step], len(V)))
+            x, c = take(gradients.X, i, i + step), factors[i:i + step]
+            acts, total = _inputs_and_errors(objective, layers, x, r[i:i + step], c)
+            dots, squares = _dots_and_squares(acts, layers, blocks, c, len(V))
+            if not _adds_up(c.reshape(-1, 1) * dots, squares, V, total): return None
+            parts.append((dots[:, :k], squares))
     except (_NotByLayer, RuntimeError): return None
-    dots, norms = torch.cat([d for d, _ in parts]), torch.cat([s for _, s in parts]).sqrt()
-    return (dots / norms[:, None], norms) if _as_by_example(gradients, V, dots, norms) else None
+    dots, norms = torch.cat([d for d, _ in parts]), torch.cat([q for _, q in parts]).sqrt()
+    return dots / norms[:, None], norms
 
 # %% ../../nbs/boundary/01_alignment.ipynb #2b0892d7
 def _dots_and_squares(
@@ -173,10 +187,7 @@ def _dots_and_squares(
         if bias is not None: dots, squares = dots + error @ bias.T, squares + error.square().sum(1)
     return dots, squares
 
-def _as_by_example(gradients: ReinforcingGradients, V: Tensor, dots: Tensor, norms: Tensor) -> bool:
-    "Do the first and the last example's own gradients say the same? Hooks of the user may change a layer's output."
-    some = [0, -1] if len(norms) > 1 else [0]
-    G = gradients[some]
-    near = 1e3 * torch.finfo(G.dtype).eps * G.norm(dim=1)
-    far = ((dots[some] - G @ V.T).abs() > near[:, None]).any(1) | ((norms[some] - G.norm(dim=1)).abs() > near)
-    return not far.any()
+def _adds_up(dots: Tensor, squares: Tensor, V: Tensor, total: Tensor) -> bool:
+    "Are the inner products, summed over the examples, those of the summed gradient?"
+    near = 100 * torch.finfo(V.dtype).eps * squares.double().sum().sqrt()
+    return bool(((dots.double().sum(0) - inner(V, total[None])[:, 0]).abs() <= near).all())

@@ -35,9 +35,18 @@ class Comparison:
     def undominated(self) -> list[str]:
         "Minima that no other beats in both: fewer effective directions and a wider margin (none is narrowest)."
         margin = lambda e: math.inf if math.isnan(e.margin.value) else -e.margin.value
-        point = {name: (e.directions.value, margin(e)) for name, e in self.examinations.items()}
+        both = {name: e for name, e in self.examinations.items() if e.resolved and e.margin}
+        point = {name: (e.directions.value, margin(e)) for name, e in both.items()}
         beats = lambda a, b: all(x <= y for x, y in zip(a, b)) and a != b
         return [name for name, p in point.items() if not any(beats(q, p) for q in point.values())]
+
+    @property
+    def reasons(self) -> list[str]:
+        "Why numbers are missing, with the names of the minima that it is said of."
+        said: dict[str, list[str]] = {}
+        for name, e in self.examinations.items():
+            for reason in dict.fromkeys(e.missing.values()): said.setdefault(reason, []).append(name)
+        return [f"{', '.join(names)}: {reason}" for reason, names in said.items()]
 
     def rows(self) -> list[dict[str, Any]]:
         "One dictionary of numbers for each minimum."
@@ -53,7 +62,8 @@ class Comparison:
         widths = [max(map(len, column)) for column in zip(*table)]
         align = lambda i, cell: cell.rjust(widths[i]) if i else cell.ljust(widths[i])
         lines = ["  ".join(align(i, cell) for i, cell in enumerate(row)) for row in table]
-        return "\n".join([*lines, f"simplest and widest: {', '.join(self.undominated)}"])
+        best = [f"simplest and widest: {', '.join(self.undominated)}"] if self.undominated else []
+        return "\n".join([*lines, *best, *self.reasons])
 
     def _repr_html_(self) -> str: return html_table(self)
 
@@ -84,6 +94,7 @@ def html_table(
     heads = "".join(f'<th title="{html.escape(meaning.get(h, ""))}">{html.escape(h)}</th>' for h in head)
     body = "".join(f"<tr>{''.join(cell(text, row[0] in best) for text in row)}</tr>" for row in rows)
     note = "<p>Bold: no other minimum has both fewer effective directions and a wider margin.</p>" if best else ""
+    note += "".join(f"<p>{html.escape(reason)}</p>" for reason in comparison.reasons)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 # %% ../../nbs/boundary/16_compare.ipynb #472a1d0c

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .plane import Extent, feature_plane
-from .search import bisect, check_inputs
+from .search import bisect, check_inputs, differ, known_classes
+from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
 # %% ../../nbs/boundary/05_curves.ipynb #cf9706ce
@@ -25,6 +26,7 @@ class BoundaryCurves:
     classes: Tensor = field(repr=False)  # `(S, 2)` int64, the classes on the two sides, smaller first
     extent: Extent  # first feature from, to, second from, to
     spacing: float  # longer side of the smallest squares, input units
+    undefined: float = 0.  # share of the window where the model gives NaN: no boundary is drawn there
 
     @property
     def lengths(self) -> Tensor: return (self.segments[:, 1] - self.segments[:, 0]).norm(dim=1)  # `(S,)`
@@ -53,7 +55,8 @@ class BoundaryCurves:
     def __repr__(self) -> str:
         names = ", ".join(f"{a}|{b}" for a, b in self.classes.unique(dim=0).tolist()) or "none"
         return (f"BoundaryCurves(length {self.length:.5g} in {len(self.segments)} segments of squares of "
-                f"{self.spacing:.2g}, classes {names})")
+                f"{self.spacing:.2g}, classes {names}"
+                + (f"; outputs are NaN in {self.undefined:.1%} of the window)" if self.undefined else ")"))
 
 # %% ../../nbs/boundary/05_curves.ipynb #0241ae86
 def _points(X: Tensor, segments: Tensor) -> Tensor:
@@ -90,8 +93,8 @@ class _Grid:
         return torch.stack([a + (b - a) / self.n * columns.to(dtype), c + (d - c) / self.n * rows.to(dtype)], -1)
 
     def predict(self, points: Tensor) -> Tensor:
-        "Predicted classes `(M,)` int64 at points `(M, 2)`."
-        return self.objective.classes(points.reshape(-1, *self.shape))
+        "Predicted classes `(M,)` int64 at points `(M, 2)`; -1 where the model is not defined."
+        return known_classes(self.objective.logits(points.reshape(-1, *self.shape)))
 
     def corners(self, squares: Tensor) -> Tensor:
         "Numbers `(K, 4)` of the grid points around each square, in the order of walking around it."
@@ -114,14 +117,14 @@ class _Grid:
 # %% ../../nbs/boundary/05_curves.ipynb #1f228b50
 def _changes(classes: Tensor) -> Tensor:  # `(K, 4)` bool
     "Does the class change along each side? Side s goes from corner s to the next."
-    return classes != classes.roll(-1, 1)
+    return differ(classes, classes.roll(-1, 1))
 
-def _follow(grid: _Grid, squares: Tensor) -> tuple[Tensor, Tensor]:  # `(K,)`, `(K, 4)`
-    "Those of the squares that the boundary crosses and all that it leads to, with the classes at their corners."
-    seen, new, kept = squares, squares, [(squares[:0], squares.new_empty(0, 4))]
+def _follow(grid: _Grid, squares: Tensor) -> tuple[Tensor, Tensor, int]:  # `(K,)`, `(K, 4)`
+    "Squares that the boundary crosses, and all that it leads to; classes at their corners; number with NaN."
+    seen, new, kept, undefined = squares, squares, [(squares[:0], squares.new_empty(0, 4))], 0
     while len(new):
         classes = grid.classes(new)
-        sides = _changes(classes)
+        sides, undefined = _changes(classes), undefined + int((classes < 0).any(1).sum())
         mixed = sides.any(1)
         kept.append((new[mixed], classes[mixed]))
         k, side = sides.nonzero(as_tuple=True)
@@ -131,7 +134,7 @@ def _follow(grid: _Grid, squares: Tensor) -> tuple[Tensor, Tensor]:  # `(K,)`, `
         ahead = (row * grid.n + column)[inside].unique()
         new = ahead[~torch.isin(ahead, seen)]
         seen = torch.cat([seen, new])
-    return torch.cat([a for a, _ in kept]), torch.cat([b for _, b in kept])
+    return torch.cat([a for a, _ in kept]), torch.cat([b for _, b in kept]), undefined
 
 # %% ../../nbs/boundary/05_curves.ipynb #aaf9d276
 def _crossings(
@@ -149,9 +152,10 @@ def _crossings(
     width = (b - a).abs().max().item() if len(a) else 0.
     floor = torch.finfo(a.dtype).eps * max(map(abs, grid.extent))
     halvings = max(0, math.ceil(math.log2(max(width, 1e-300) / max(tol, floor))))
-    a, b = bisect(lambda z: (grid.predict(z) != first)[:, None], a, b, halvings)
-    points = a.new_full((*sides.shape, 2), math.nan)
-    points[sides] = ((a + b) / 2)[place]
+    a, b = bisect(lambda z: differ(grid.predict(z), first)[:, None], a, b, halvings)
+    points, met = a.new_full((*sides.shape, 2), math.nan), (a + b) / 2
+    met[(grid.predict(a) < 0)] = math.nan  # where the model is not defined up to there
+    points[sides] = met[place]
     return points
 
 # %% ../../nbs/boundary/05_curves.ipynb #3eeab687
@@ -176,11 +180,14 @@ def _join(grid: _Grid, squares: Tensor, classes: Tensor, crossings: Tensor) -> t
     middle = crossings.nan_to_num().sum(1) / n_sides[:, None]
     segments.append(torch.stack([crossings[k, side], middle[k]], 1))
     labels.append(pairs[k, side])
-    return torch.cat(segments), torch.cat(labels)
+    segments, labels = torch.cat(segments), torch.cat(labels)
+    known = segments.isfinite().flatten(1).all(1)
+    return segments[known], labels[known]
 
 # %% ../../nbs/boundary/05_curves.ipynb #ae13012b
 _FACTOR = 4  # squares along a side of a divided one
 
+@own_modes()
 def trace_boundary(
     objective: Objective,  # of a model of two features; or the model, with `data`
     X: Tensor | None = None,  # data `(N, 2)` that the window must hold; needed unless `extent` is given
@@ -204,12 +211,14 @@ def trace_boundary(
     if len(extent) != 4 or not (extent[0] < extent[1] and extent[2] < extent[3]):
         raise ValueError(f"extent must be (from, to, from, to) with from < to, got {extent}")
     grid = _Grid(objective, tuple(map(float, extent)), n - 1, shape)
-    squares, classes = _follow(grid, torch.arange(grid.n ** 2, device=objective.device))
+    squares, classes, undefined = _follow(grid, torch.arange(grid.n ** 2, device=objective.device))
+    share = undefined / grid.n ** 2
     for _ in range(refine):
         grid, squares = grid.divide(squares, _FACTOR)
-        squares, classes = _follow(grid, squares)
+        squares, classes, _ = _follow(grid, squares)
     segments, labels = _join(grid, squares, classes, _crossings(grid, squares, classes, tol))
-    return BoundaryCurves(segments, labels, grid.extent, max(extent[1] - extent[0], extent[3] - extent[2]) / grid.n)
+    spacing = max(extent[1] - extent[0], extent[3] - extent[2]) / grid.n
+    return BoundaryCurves(segments, labels, grid.extent, spacing, share)
 
 # %% ../../nbs/boundary/05_curves.ipynb #3515e0ba
 def _two_features(objective: Objective, X: Tensor | None) -> torch.Size:

@@ -6,6 +6,7 @@
 __all__ = ['climbed', 'check_residual', 'DesignedInputs', 'design_input']
 
 # %% ../../nbs/boundary/06_design.ipynb #7d83ee3d
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -101,14 +102,15 @@ def _newton_step(
 # %% ../../nbs/boundary/06_design.ipynb #c05f8c3b
 def _climb(
     objective: Objective, v: Tensor, x: Tensor, side: int | None, box: tuple[float, float] | None, n_steps: int,
-    step_size: float,
+    step_size: float, progress: bool | Callable[[int, int], bool | None],
 ) -> tuple[Tensor, Tensor, Tensor]:
     "The best input of every start, its value, and what the last tenth of the steps gained; Adam, cosine schedule."
     improve, x = vmap(grad_and_value(climbed(objective, v, side))), x.clone()
     adam = torch.optim.Adam([x], step_size, betas=(.9, .99), eps=1e-12, maximize=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, n_steps)
     best, kept, history = torch.full((len(x),), -1., dtype=x.dtype, device=x.device), x.clone(), []
-    for _ in range(n_steps):
+    for step in range(n_steps):
+        if callable(progress) and progress(step, 0): break
         slope, value = improve(x)
         better = value > best
         best, kept[better] = torch.where(better, value, best), x[better]
@@ -118,6 +120,7 @@ def _climb(
         x.copy_(clip(x, box))
         if side is None: continue
         x.copy_(_to_side(objective, v, x, side, box, before, _feature_scale(adam.state[x]), n_steps=5))
+    if len(history) < n_steps: return kept, best, torch.full_like(best, math.inf)  # stopped: not converged
     return kept, best, best - history[-max(1, n_steps // 10) - 1 if n_steps > 1 else 0]
 
 def _feature_scale(state: dict) -> Tensor:
@@ -137,6 +140,7 @@ def design_input(
     n_steps: int = 300,
     step_size: float | None = None,  # first step, in input units; None: 2% of the spread of the starts
     tol: float = 1e-3,  # change of a^2 (with `side`: of a) over the last tenth of the steps that counts as converged
+    progress: bool | Callable[[int, int], bool | None] = False,  # called with (steps, 0); true: stop
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
 ) -> DesignedInputs:
@@ -151,6 +155,6 @@ def design_input(
     first = align(objective, x, v[None], undefined="zero").cosines[:, 0]
     scale = step_size or .02 * max(x.std().item() if len(x) > 1 else 0., x.abs().max().item() / 10, 1e-3)
     if side is not None: x = _to_side(objective, v, x, side, box)
-    kept, best, gained = _climb(objective, v, x, side, box, n_steps, scale)
+    kept, best, gained = _climb(objective, v, x, side, box, n_steps, scale, progress)
     cosines = align(objective, kept, v[None], undefined="zero").cosines[:, 0]
     return DesignedInputs(kept, cosines, (gained <= tol) & (best > 0), first)

@@ -147,7 +147,9 @@ def resolve_measure(
     fits = n_examples(X) * P * torch.finfo(op.dtype).bits // 8 <= cosine_bytes
     K, latest = gradient_cosines(objective, X, chunk_bytes=cosine_bytes) if fits else None, []
     def enough(values, V):
-        latest[:] = _judge(align(objective, X, V[_curved(values, op.dtype).to(V.device)]), K, threshold)
+        curved = _curved(values, op.dtype).to(V.device)
+        if not curved.any(): return False  # nothing but zeros so far
+        latest[:] = _judge(align(objective, X, V[curved]), K, threshold)
         return latest[2] <= tol
     pairs = eigenpairs_until(op, enough, k=min(k, P), max_pairs=min(max_pairs, P), max_matvecs=max_matvecs, which="LM",
                              tol=pairs_tol, progress=progress)

@@ -7,13 +7,23 @@ __all__ = ['BoundaryDistances', 'nearest_boundary', 'check_search']
 
 # %% ../../nbs/boundary/10_distance.ipynb #38d38b76
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from .search import EPSILONS, HELD_DISTANCES, Paths, along, check_box, check_inputs, nearest_others
+from hessnb.boundary.search import (
+    EPSILONS,
+    HELD_DISTANCES,
+    Paths,
+    along,
+    check_box,
+    check_inputs,
+    check_known,
+    nearest_others,
+)
 from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -34,7 +44,7 @@ def _descend(
     turn = torch.full((len(x),), turns[0], dtype=x.dtype, device=x.device)
     for _ in range(n_rounds):
         rows = ((turn > turns[1]) & (paths.size(b - x) > near)).nonzero()[:, 0]
-        if not len(rows): break
+        if not len(rows) or paths.asked_to_stop(): break
         xs, ys, present = x[rows], y[rows], paths.unit(b[rows] - x[rows])
         r = paths.size(b[rows] - xs)
         here, beyond = (paths.margin_slopes(paths.at(xs, present, depth * r), ys)[1] for depth in (1., 1.1))
@@ -207,16 +217,18 @@ def nearest_boundary(
     box: tuple[float, float] | None = None,  # every point stays in it, as pixels in (0, 1)
     tol: float = 1e-3,  # relative width of the final bracket, and gain that a step of the search must bring
     generator: torch.Generator | None = None,  # for the look around, in few dimensions; None: seed 0
+    progress: bool | Callable[[int, int], bool | None] = False,  # called with (forward passes, 0); true: what is found
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
 ) -> BoundaryDistances:
     "Distance of each input to the nearest input that is predicted otherwise, by local searches from several starts."
-    paths, X = check_search(as_objective(objective, data, loss=loss), X, n_starts=n_starts, norm=norm, box=box, tol=tol)
+    search = dict(n_starts=n_starts, norm=norm, box=box, tol=tol, progress=progress)
+    paths, X = check_search(as_objective(objective, data, loss=loss), X, **search)
     pool = X if pool is None else paths.objective.place_inputs(pool).detach().clone()
     if pool.shape[1:] != X.shape[1:]:
         raise ValueError(f"pool must hold inputs of shape {tuple(X.shape[1:])}, got {tuple(pool.shape[1:])}")
     y, pool_y = paths.classes(X), paths.classes(pool)
-    if (y < 0).any(): raise ValueError(f"the model gives NaN at {int((y < 0).sum())} of {len(y)} inputs")
+    check_known(y)
     i, b = _starting_points(paths, X, y, pool, pool_y, starts, n_starts)
     x, labels = X[i[:, 0]], y[i[:, 0]]
     b = _descend(paths, x, labels, b, tol)
@@ -234,9 +246,10 @@ def check_search(
     X: Tensor,  # inputs `(n, ...)`
     *,
     n_starts: int, norm: str, box: tuple[float, float] | None, tol: float,  # as for `nearest_boundary`
+    progress: bool | Callable[[int, int], bool | None] = False,
 ) -> tuple[Paths, Tensor]:
     "The paths of a search, and its inputs in a copy; `TypeError` or `ValueError` for what has no distance."
-    X, paths = check_inputs(objective, X).clone(), Paths(objective, norm, box)
+    X, paths = check_inputs(objective, X).clone(), Paths(objective, norm, box, progress)
     if n_starts < 0: raise ValueError(f"n_starts must not be negative, got {n_starts}")
     least = EPSILONS * torch.finfo(X.dtype).eps
     if not least <= tol < .1: raise ValueError(f"tol must lie in [{least:.1g}, .1) for {X.dtype}, got {tol}")
@@ -261,11 +274,15 @@ def _finish(paths: Paths, X: Tensor, y: Tensor, b: Tensor, reached: Tensor, tol:
     return BoundaryDistances(values, points, inside, torch.stack([y, beyond], 1), reached, verified, paths.norm, tol,
                              paths.n_forward, paths.n_backward)
 
+_HALVINGS = 2200  # from the largest to the smallest number of double precision, and more
+
 def _narrow(
     paths: Paths, x: Tensor, y: Tensor, d: Tensor, reach: Tensor, tol: float, rounding: Tensor,
 ) -> tuple[Tensor, Tensor]:
     "Brackets no wider than `tol` of their upper end, or that end within `rounding` of the input."
     low, high = paths.first_crossing(x, y, d, reach, 6, 1)
-    while len(wide := ((high - low > tol * high) & (high > rounding)).nonzero()[:, 0]):
+    for _ in range(_HALVINGS):
+        wide = ((high - low > tol * high) & (high > rounding)).nonzero()[:, 0]
+        if not len(wide): break
         low[wide], high[wide] = paths.bisect(x[wide], y[wide], d[wide], low[wide], high[wide], 1)
     return low, high

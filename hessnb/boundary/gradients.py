@@ -6,6 +6,7 @@
 __all__ = ['ReinforcingGradients', 'gradient_cosines']
 
 # %% ../../nbs/boundary/00_gradients.ipynb #087793cf
+import math
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from ..curvature.checks import own_modes
 from ..curvature.example_grads import example_vjps
+from ..curvature.layers import inner, lengths
 from ..curvature.loss import check_labels
 from ..curvature.objective import Objective, as_objective
 
@@ -31,7 +33,9 @@ class ReinforcingGradients:
         outputs = objective.predict(self.X)
         self.logits = objective.loss.logits(outputs)  # `(N, C)`
         self.labels, self.label_source = _resolve_labels(self.logits, labels)
-        self.residuals, self.log_norms = objective.loss.residual(outputs, self.labels)
+        residuals, self.log_norms = objective.loss.residual(outputs, self.labels)
+        self.residuals = residuals.clone()
+        self.residuals[self.logits.isnan().any(1)] = math.nan  # outside the model's domain there is no label
         step = max(1, chunk_bytes // (objective.n_params * outputs.element_size()))
         self.slices = [slice(i, i + step) for i in range(0, len(outputs), step)]
 
@@ -42,9 +46,9 @@ class ReinforcingGradients:
         return example_vjps(self.objective, tree_map(lambda t: t[part], self.X), self.residuals[part])
 
     def unit(self, part: slice | list[int]) -> Tensor:  # `(b, P)`
-        "Gradients of some examples at length one; NaN where the gradient is zero."
+        "Gradients of some examples at length one; NaN where the gradient is zero, or NaN."
         G = self[part]
-        return G / G.norm(dim=1, keepdim=True)
+        return G / lengths(G)[:, None].to(G)
 
 # %% ../../nbs/boundary/00_gradients.ipynb #2984c05b
 def _resolve_labels(logits: Tensor, labels: Literal["predicted"] | int | Tensor) -> tuple[Tensor, str]:
@@ -80,6 +84,6 @@ def gradient_cosines(
     for i, rows in enumerate(gradients.slices):
         A = gradients.unit(rows)
         for columns in gradients.slices[:i + 1]:
-            block = A @ (A if columns == rows else gradients.unit(columns)).T
-            K[rows, columns], K[columns, rows] = block.double().cpu(), block.T.double().cpu()
+            block = inner(A, A if columns == rows else gradients.unit(columns)).cpu()
+            K[rows, columns], K[columns, rows] = block, block.T
     return K.clamp(-1, 1)

@@ -8,6 +8,7 @@ __all__ = ['support_examples', 'DirectionMargin', 'Margin', 'estimate_margin', '
 # %% ../../nbs/boundary/11_margin.ipynb #c17e7c56
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from .alignment import align
 from .design import design_input
 from .distance import BoundaryDistances, check_search, nearest_boundary
-from .search import Paths
+from .search import Paths, check_known, known_classes
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective, as_objective
@@ -51,7 +52,9 @@ def support_examples(
 
 def _first_order(paths: Paths, X: Tensor) -> Tensor:  # `(N,)`
     "Distance to the boundary of the linearised model."
-    margin, slope = paths.margin_slopes(X, paths.objective.classes(X))
+    classes = known_classes(paths.objective.logits(X))
+    check_known(classes)
+    margin, slope = paths.margin_slopes(X, classes)
     return margin / paths.dual(slope).clamp_min(torch.finfo(X.dtype).tiny)
 
 # %% ../../nbs/boundary/11_margin.ipynb #01b135d5
@@ -86,7 +89,8 @@ class Margin:
     def __repr__(self) -> str:
         own, other = self.classes
         return (f"Margin({self.value:.4g} ({self.norm}): example {self.nearest} [{self.source}], class {own} against "
-                f"{other}, {self.agreement:.0%} of starts agree; {len(self.candidates)} of {self.n_examples} examples "
+                f"{other}{'' if self.verified else ' (not confirmed on both sides)'}, "
+                f"{self.agreement:.0%} of starts agree; {len(self.candidates)} of {self.n_examples} examples "
                 f"searched, {self.n_forward:,} forward and {self.n_backward:,} backward passes)")
 
 # %% ../../nbs/boundary/11_margin.ipynb #72377218
@@ -104,6 +108,7 @@ def estimate_margin(
     box: tuple[float, float] | None = None,  # every point stays in it, as pixels in (0, 1)
     tol: float = 1e-3,  # relative
     generator: torch.Generator | None = None,  # for the look around, in few dimensions; None: seed 0
+    progress: bool | Callable[[int, int], bool | None] = False,  # called with (forward passes, 0); true: what is found
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
 ) -> Margin:
@@ -116,8 +121,10 @@ def estimate_margin(
     V = None if pairs is None else pairs.vectors[:n_directions].to(objective.device, objective.dtype)
     cosines = torch.empty(len(X), 0) if V is None else align(objective, X, V).cosines
     candidates = support_examples(objective, X, cosines, n_candidates=n_candidates, norm=norm)
-    starts, n_steps = _designed_starts(objective, X, V, cosines, box) if designed and V is not None else (None, 0)
-    found = nearest_boundary(objective, X[list(candidates)], pool=X, starts=starts, generator=generator, **search)
+    made = _designed_starts(objective, X, V, cosines, box, progress) if designed and V is not None else (None, 0)
+    starts, n_steps = made
+    found = nearest_boundary(objective, X[list(candidates)], pool=X, starts=starts, generator=generator,
+                             progress=progress, **search)
     passes = len(X) * (1 if V is None else 2)  # screening, alignment: each predicts, then differentiates
     n_forward, n_backward = found.n_forward + 1 + 2 * passes + n_steps, found.n_backward + passes + 2 * n_steps
     return as_margin(found, candidates, cosines, len(X), n_forward, n_backward)
@@ -126,9 +133,11 @@ _DESIGN_STEPS = 150  # each differentiates twice
 
 def _designed_starts(
     objective: Objective, X: Tensor, V: Tensor, cosines: Tensor, box: tuple[float, float] | None,
+    progress: bool | Callable[[int, int], bool | None],
 ) -> tuple[Tensor, int]:
     "An input designed for each direction, from the example of largest alignment, and the steps that they took."
-    made = [design_input(objective, v, X[[int(a.nan_to_num().argmax())]], n_steps=_DESIGN_STEPS, box=box).inputs
+    options = dict(n_steps=_DESIGN_STEPS, box=box, progress=progress)
+    made = [design_input(objective, v, X[[int(a.nan_to_num().argmax())]], **options).inputs
             for v, a in zip(V, cosines.T)]
     return torch.cat(made), _DESIGN_STEPS * len(V)
 

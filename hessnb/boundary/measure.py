@@ -52,13 +52,13 @@ def generalization_measure(
     a = a[~a.isnan().any(1)]
     if not len(a): raise ValueError("every example's gradient is zero: there is nothing to count")
     energy = a.square().sum(1)
-    slack = 100 * torch.finfo(alignment.cosines.dtype).eps * k**.5
+    slack = 16 * torch.finfo(alignment.cosines.dtype).eps * k**.5  # rounding of an energy
     if (energy > 1 + max(slack, 1e-4)).any():
         raise ValueError(f"squared alignments sum to {energy.max().item():.3f} > 1: the vectors are not orthonormal")
     rest = (1 - energy).clamp_min(0)  # rho^2
     if reduce == "mean": rest = rest.mean(0, keepdim=True)
     active = (a.abs().amax(0) if reduce == "max" else a.abs().mean(0)) >= threshold
-    possible = (rest / threshold**2 + slack).floor().sum()
+    possible = ((rest + slack) / threshold**2).floor().sum()
     count, unseen = int(active.sum()), min(int(possible), n_params - k)
     return GeneralizationMeasure(count / n_params, count, count + unseen, unseen == 0, threshold, source, reduce,
                                  n_params, k, alignment.n_undefined, active)

@@ -8,6 +8,7 @@ __all__ = ['PaperDirection', 'PaperMargin', 'paper_margin']
 # %% ../../nbs/boundary/12_paper_margin.ipynb #eea6c0e9
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from .alignment import align
 from .design import design_input
+from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective, as_objective
 
@@ -46,6 +48,7 @@ class PaperMargin:
                 f"{len(self.directions)} directions, examples {self.nearest})")
 
 # %% ../../nbs/boundary/12_paper_margin.ipynb #c3020607
+@own_modes()
 def paper_margin(
     objective: Objective,  # or a model, with `data`
     X: Tensor,  # training inputs `(N, ...)`
@@ -55,6 +58,7 @@ def paper_margin(
     n_starts: int = 6,  # training examples to start from
     n_steps: int = 300,  # steps of the search for x_b
     generator: torch.Generator | None = None,  # chooses the starts; None: seed 0
+    progress: bool | Callable[[int, int], bool | None] = False,  # called with (steps, 0); true: stop
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
 ) -> PaperMargin:
@@ -66,21 +70,23 @@ def paper_margin(
     X, V = objective.place_inputs(X), pairs.vectors[:n_directions].to(objective.device, objective.dtype)
     cosines = align(objective, X, V).cosines
     chosen = torch.randperm(len(X), generator=generator, device=generator.device)[:n_starts].to(objective.device)
-    directions = tuple(_paper_direction(objective, X, v, a, X[chosen], n_steps) for v, a in zip(V, cosines.T))
+    directions = tuple(_paper_direction(objective, X, v, a, X[chosen], n_steps, progress)
+                       for v, a in zip(V, cosines.T))
     best = min(directions, key=lambda d: (math.isnan(d.value), d.value))
     if not math.isnan(best.value): middle = best.boundary_points[(best.estimates - best.value).abs().argmin()]
     else:
         middle = None
-        warnings.warn("no start converged: no margin estimate; raise n_steps or n_starts", stacklevel=2)
+        warnings.warn("no start converged: no margin estimate; raise n_steps or n_starts", stacklevel=3)
     return PaperMargin(best.value, best.spread, middle, best.nearest, directions)
 
 def _paper_direction(
     objective: Objective, X: Tensor, v: Tensor, a: Tensor, starts: Tensor, n_steps: int,
+    progress: bool | Callable[[int, int], bool | None],
 ) -> PaperDirection:
     "The estimate for one eigenvector `v` with alignments `a` `(N,)`."
     defined = a.nan_to_num()
     high, low = int(defined.argmax()), int(defined.argmin())
-    found = design_input(objective, v, starts, n_steps=n_steps)
+    found = design_input(objective, v, starts, n_steps=n_steps, progress=progress)
     points, cosines = found.inputs[found.converged], found.cosines[found.converged]
     estimates, value, spread = torch.empty(0, dtype=torch.float64), math.nan, math.nan
     if len(points):

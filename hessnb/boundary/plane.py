@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .alignment import align
-from .search import between, check_inputs, logit_margin
+from .search import between, check_inputs, differ, known_classes, logit_margin
 from ..curvature.checks import check_finite, own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -30,6 +30,7 @@ class Plane:
     explained: float = math.nan  # share of these inputs' squared distances from the origin that lies in the plane
     source: str = "given"  # "three inputs", "principal axes", "two features" or "given"
 
+    @own_modes()
     def project(self, X: Tensor) -> tuple[Tensor, Tensor]:  # X `(N, ...)` -> `(N, 2)`, `(N,)`
         "Coordinates of inputs in the plane, and their distances from it."
         X = torch.as_tensor(X).to(self.origin)
@@ -44,6 +45,7 @@ class Plane:
         u, v = coordinates.to(self.origin).reshape(-1, 2, *[1] * self.origin.ndim).unbind(1)
         return self.origin + u * self.axes[0] + v * self.axes[1]
 
+    @own_modes()
     def window(self, X: Tensor, pad: float = .15) -> Extent:  # `(N, ...)`; share of its width left on each side
         "The part of the plane that shows the inputs, with some space around them."
         flat = (torch.as_tensor(X).to(self.origin) - self.origin).flatten(1) @ self.axes.flatten(1).T
@@ -102,8 +104,11 @@ def plane_through(
 def _check_points(inputs: Tensor) -> None:
     "`TypeError` or `ValueError` unless these are three or more inputs of two or more features."
     if not isinstance(inputs, Tensor): raise TypeError(f"inputs must be a tensor (M, ...), got {type(inputs).__name__}")
+    if not inputs.is_floating_point():
+        raise TypeError(f"a plane needs floating inputs (M, ...), got {inputs.dtype}: there are no points between "
+                        "others")
     check_finite(inputs, "inputs")
-    if inputs.ndim < 2 or len(inputs) < 3 or inputs[0].numel() < 2 or not inputs.is_floating_point():
+    if inputs.ndim < 2 or len(inputs) < 3 or inputs[0].numel() < 2:
         raise ValueError("a plane needs three or more floating inputs (M, ...) of two or more features, "
                          f"got {inputs.dtype} of shape {tuple(inputs.shape)}")
 
@@ -122,14 +127,24 @@ class PlaneScan:
     "Predictions and alignments on a grid in a plane of input space."
     u: Tensor  # `(n_u,)`, coordinates along the first axis
     v: Tensor  # `(n_v,)`, along the second
-    predictions: Tensor  # `(n_v, n_u)` int64
-    confidence: Tensor  # `(n_v, n_u)`, softmax probability of the predicted class
-    cosines: Tensor | None  # `(k, n_v, n_u)`, alignment with each vector
+    predictions: Tensor  # `(n_v, n_u)` int64; -1 where an output is NaN: outside the model's domain
+    confidence: Tensor  # `(n_v, n_u)`, softmax probability of the predicted class; NaN there
+    cosines: Tensor | None  # `(k, n_v, n_u)`, alignment with each vector; NaN there, and where a gradient is zero
     plane: Plane  # where it lies
+
+    @property
+    def undefined(self) -> float: return (self.predictions < 0).double().mean().item()  # share outside the domain
+
+    def __repr__(self) -> str:
+        found, k = self.predictions.unique().cpu().tolist(), 0 if self.cosines is None else len(self.cosines)
+        names = ", ".join(str(c) for c in found if c >= 0) or "none"
+        where = f"; outputs are NaN at {self.undefined:.1%} of the points" if self.undefined else ""
+        return f"PlaneScan({len(self.u)} x {len(self.v)} points, classes {names}, {k} alignments{where})"
 
 # %% ../../nbs/boundary/04_plane.ipynb #b7318bcb
 _BLOCK, _GRADIENTS = 1024, 256  # inputs and per-example gradients held at a time
 
+@own_modes()
 def scan_plane(
     objective: Objective,  # or a model, with `data`
     X: Tensor | None = None,  # data `(N, ...)` that the window must show; needed unless `extent` is given
@@ -155,8 +170,8 @@ def scan_plane(
     confidence, predictions, cosines = [], [], []
     for block in torch.stack([u.repeat(n), v.repeat_interleave(n)], 1).split(_BLOCK):
         inputs = plane.at(block)
-        p, c = objective.logits(inputs).softmax(1).max(1)
-        confidence.append(p), predictions.append(c)
+        logits = objective.logits(inputs)
+        confidence.append(logits.softmax(1).amax(1)), predictions.append(known_classes(logits))
         if vectors is not None: cosines.append(align(objective, inputs, vectors, chunk_bytes=held).cosines)
     predictions, confidence = (torch.cat(parts).reshape(n, n) for parts in (predictions, confidence))
     cosines = None if vectors is None else torch.cat(cosines).T.reshape(-1, n, n)
@@ -168,7 +183,7 @@ class PathScan:
     "What the model says along a line between two inputs."
     t: Tensor  # `(n,)` from 0 to 1
     distance: Tensor  # `(n,)` from the first input, input units
-    predictions: Tensor  # `(n,)` int64
+    predictions: Tensor  # `(n,)` int64; -1 where an output is NaN, and then so is the rest
     confidence: Tensor  # `(n,)`, softmax probability of the predicted class
     logit_margin: Tensor  # `(n,)`, gap between the two largest scores
     loss: Tensor  # `(n,)`, of the predicted label; float64
@@ -179,11 +194,10 @@ class PathScan:
     @property
     def changes(self) -> Tensor:
         "The prediction changes between these points and the next."
-        return (self.predictions[1:] != self.predictions[:-1]).nonzero()[:, 0]
+        return differ(self.predictions[1:], self.predictions[:-1]).nonzero()[:, 0]
 
     def __repr__(self) -> str:
-        visited = [*self.predictions[self.changes].cpu().tolist(), self.predictions[-1].item()]
-        way = " > ".join(map(str, visited))
+        way = " > ".join("NaN" if c < 0 else str(c) for c in self.predictions.unique_consecutive().cpu().tolist())
         return f"PathScan({len(self.t)} points over {self.distance[-1].item():.4g}, classes {way})"
 
 # %% ../../nbs/boundary/04_plane.ipynb #b8e256c4
@@ -213,10 +227,10 @@ def scan_path(
     logits = objective.loss.logits(outputs)
     if label is not None and not 0 <= label < logits.shape[1]:
         raise ValueError(f"label must be a class in 0..{logits.shape[1] - 1}, got {label}")
-    confidence, predictions = logits.softmax(1).max(1)
+    confidence, predictions = logits.softmax(1).amax(1), known_classes(logits)
     with torch.no_grad():
         of_label = lambda labels: objective.loss.label_losses(outputs.double(), labels)
-        loss = of_label(predictions)
+        loss = of_label(predictions.clamp_min(0))  # NaN where an output is
         label_loss = None if label is None else of_label(torch.full_like(predictions, label))
     cosines = None if vectors is None else align(objective, inputs, vectors).cosines
     return PathScan(t, t * (b - a).norm(), predictions, confidence, logit_margin(logits), loss, label_loss, label,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .search import between, bisect, check_inputs, nearest_others
+from .search import between, bisect, check_inputs, check_known, differ, known_classes, nearest_others
 from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -119,15 +119,16 @@ def boundary_points(
     if not 0 < step < .5: raise ValueError(f"step must be a share of the segment in (0, .5), got {step}")
     objective = as_objective(objective, data, loss=loss)
     X = check_inputs(objective, X)
-    y = objective.classes(X)
+    y = known_classes(objective.logits(X))
+    check_known(y)
     ends = _segments(X, y, n, pairs, generator)
     first, (start, end) = y[ends[:, 0]], (X[i] for i in ends.T)
-    classes = lambda t: objective.classes(between(start, end, t)) if len(t) else t.long()
+    classes = lambda t: known_classes(objective.logits(between(start, end, t))) if len(t) else t.long()
     t = torch.zeros_like(start.flatten(1)[:, 0])
     halvings = round(1 - math.log2(torch.finfo(t.dtype).eps))
-    low, high = bisect(lambda t: classes(t) != first, t, torch.ones_like(t), halvings)
+    low, high = bisect(lambda t: differ(classes(t), first), t, torch.ones_like(t), halvings)
     beyond = classes(high)
-    ok = (classes(high - step) == first) & (classes(high + step) != first) & (classes(low) != beyond)
+    ok = (classes(high - step) == first) & differ(classes(high + step), first) & differ(classes(low), beyond)
     length = (end - start).flatten(1).norm(dim=1)
     points, inside, met = between(start, end, high), between(start, end, low), torch.stack([first, beyond], 1)
     return BoundaryPoints(points[ok], inside[ok], met[ok], ends[ok], high[ok], (high - low)[ok], length[ok], step,

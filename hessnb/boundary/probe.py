@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .alignment import align
 from .plane import PlaneScan
+from .search import differ
 from .structure import class_structure
 from ..curvature.checks import check_finite, own_modes
 from ..curvature.eigenpairs import EigenPairs
@@ -69,7 +70,7 @@ def boundary_map(
 def _shares(predictions: Tensor, across_u: Tensor, across_v: Tensor) -> tuple[float, float, int]:
     "Share of the changes of prediction where the gradient reverses, of the reversals with a change, and all changes."
     p = predictions
-    changed = torch.cat([(p[:, 1:] != p[:, :-1]).flatten(), (p[1:] != p[:-1]).flatten()])
+    changed = torch.cat([differ(p[:, 1:], p[:, :-1]).flatten(), differ(p[1:], p[:-1]).flatten()])
     reverses = torch.cat([across_u.flatten(), across_v.flatten()]) < 0
     both, n_changes = (changed & reverses).sum().item(), changed.sum().item()
     share = lambda n: both / n if n else math.nan

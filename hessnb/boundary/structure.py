@@ -17,7 +17,7 @@ from torch import Tensor
 from .gradients import ReinforcingGradients
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
-from ..curvature.layers import unit_rows
+from ..curvature.layers import inner, lengths, unit_rows
 from ..curvature.objective import Objective, as_objective
 
 # %% ../../nbs/boundary/02_structure.ipynb #6396d4b6
@@ -37,8 +37,9 @@ class Grouping:
 
     @property
     def opposed(self) -> Tensor:  # `(k, 2)` rows of `groups`
-        "For every eigenvector, the groups with the most positive and the most negative mean alignment."
-        return torch.stack([self.cosines.argmax(1), self.cosines.argmin(1)], 1)
+        "For every eigenvector, the groups with the two extreme mean alignments; its sign does not matter."
+        most, least = self.cosines.nan_to_num(-math.inf).argmax(1), self.cosines.nan_to_num(math.inf).argmin(1)
+        return torch.stack([most, least], 1).sort(1).values
 
     def __repr__(self) -> str:
         k = len(self.explained)
@@ -89,46 +90,74 @@ def class_structure(
     generator, n = generator or torch.Generator().manual_seed(0), len(group)
     shuffled = lambda: group[torch.randperm(n, generator=generator, device=generator.device).to(group.device)]
     members = torch.stack([group] + [shuffled() for _ in range(n_shuffles)])
-    sums, cosines, sizes = _group_sums(gradients, members, len(groups), V, weighting == "raw")
+    found = _group_sums(gradients, members, len(groups), V, weighting == "raw")
     classes, member = groups[:, 0].unique(return_inverse=True)
-    fold = F.one_hot(member).T.to(sums)  # `(classes, g)`
-    by_pair = _grouping(groups, sizes, sums, cosines, V)
-    by_class = _grouping(classes[:, None], (fold @ sizes.to(sums)).long(), fold @ sums, fold @ cosines, V)
+    by_pair = _grouping(groups, found, V)
+    by_class = _grouping(classes[:, None], found.merged(F.one_hot(member).T), V)
+    sizes = found.sizes
     return ClassStructure(by_class, by_pair, weighting, gradients.label_source, n - int(sizes.sum()))
 
 # %% ../../nbs/boundary/02_structure.ipynb #8cf1b9cc
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    "Sums over groups of examples: of gradients and their lengths for `1 + s` sets of groups, else for the first set."
+    gradients: Tensor  # `(1 + s, g, P)`
+    lengths: Tensor  # `(1 + s, g)` float64
+    cosines: Tensor  # `(g, k)` float64
+    sizes: Tensor  # `(g,)` int64
+
+    def merged(self, fold: Tensor) -> "_Sums":  # `(h, g)` int64, which groups make a larger one
+        "The sums over larger groups."
+        floating = (fold.to(t) @ t for t in (self.gradients, self.lengths[..., None], self.cosines))
+        gradients, lengths, cosines = floating
+        return _Sums(gradients, lengths[..., 0], cosines, (fold.double() @ self.sizes.double()).long())
+
 def _group_sums(
     gradients: ReinforcingGradients,
     members: Tensor,  # `(1 + s, N)`, the group of each example in each set of groups
     g: int,  # groups in a set
     V: Tensor,  # `(k, P)`
     raw: bool,  # weigh gradients by their lengths
-) -> tuple[Tensor, Tensor, Tensor]:  # `(1 + s, g, P)`, `(g, k)`, `(g,)`
-    "Sums of gradients over the groups; for the first set of groups sums of cosines, and sizes."
-    sums, cosines, sizes = V.new_zeros(len(members), g, V.shape[1]), V.new_zeros(g, len(V)), members.new_zeros(g)
-    scale = (gradients.log_norms - gradients.log_norms.max().clamp_min(-1e300)).exp().to(V) if raw else None
+) -> _Sums:
+    "Sums of gradients, lengths and cosines over the groups, and sizes."
+    double, s = V.new_empty(0, dtype=torch.float64), len(members)
+    sums, total = V.new_zeros(s, g, V.shape[1]), double.new_zeros(s, g)
+    cosines, sizes = double.new_zeros(g, len(V)), members.new_zeros(g)
+    scale = (gradients.log_norms - gradients.log_norms.max().clamp_min(-1e300)).exp().to(double) if raw else None
     for part in gradients.slices:
         G, group = gradients[part], members[:, part]
-        norms = G.norm(dim=1)
+        norms = lengths(G)
         known = norms > 0
-        unit, group = G[known] / norms[known, None], group[:, known]
-        cosines.index_add_(0, group[0], unit @ V.T)
+        unit, group = G[known] / norms[known, None].to(G), group[:, known]
+        cosines.index_add_(0, group[0], inner(unit, V))
         sizes.index_add_(0, group[0], torch.ones_like(group[0]))
-        if raw: unit *= (norms[known] * scale[part][known])[:, None]
-        for total, where in zip(sums, group): total.index_add_(0, where, unit)
-    return sums, cosines, sizes
+        weight = norms[known] * scale[part][known] if raw else torch.ones_like(norms[known])
+        if raw: unit *= weight[:, None].to(unit)
+        for one, size, where in zip(sums, total, group):
+            one.index_add_(0, where, unit), size.index_add_(0, where, weight)
+    return _Sums(sums, total, cosines, sizes)
 
 # %% ../../nbs/boundary/02_structure.ipynb #72466e4b
-def _grouping(groups: Tensor, sizes: Tensor, sums: Tensor, cosines: Tensor, V: Tensor) -> Grouping:
-    "Shares of the eigenvectors in the spans of the sums `(1 + s, g, P)`, the first of which are those of the groups."
-    spans = [_span(S) for S in sums]
-    shares = torch.stack([(V @ Q.T).square().sum(1).clamp(max=1) for Q in spans])
-    shuffled = shares[1:].mean(0) if len(shares) > 1 else torch.full_like(shares[0], math.nan)
-    means = torch.where(sizes[:, None] > 0, cosines / sizes.clamp_min(1)[:, None], math.nan).T
-    return Grouping(groups, sizes, shares[0], means, len(spans[0]), len(spans[0]) / V.shape[1], shuffled)
+_ROUNDING = 64  # a mean of gradients, or a direction among unit means, below so many eps is rounding
 
-def _span(rows: Tensor) -> Tensor:  # `(rank, P)`
-    "Orthonormal rows that span those given; lengths do not matter, and directions below rounding do not count."
-    norms = rows.norm(dim=1, keepdim=True)
-    _, s, Q = torch.linalg.svd(torch.where(norms > 0, rows / norms, 0.), full_matrices=False)
-    return Q[s > max(s[0].item(), torch.finfo(s.dtype).tiny) * max(rows.shape) * torch.finfo(s.dtype).eps]
+def _grouping(groups: Tensor, sums: _Sums, V: Tensor) -> Grouping:
+    "Shares of the eigenvectors in the spans of the sums."
+    found = [_shares(S, size, V) for S, size in zip(sums.gradients, sums.lengths)]
+    shares, rank, sizes = torch.stack([s for s, _ in found]), found[0][1], sums.sizes
+    shuffled = shares[1:].mean(0) if len(shares) > 1 else torch.full_like(shares[0], math.nan)
+    means = torch.where(sizes[:, None] > 0, sums.cosines / sizes.clamp_min(1)[:, None], math.nan).T
+    return Grouping(groups, sizes, shares[0].to(V), means.to(V), rank, rank / V.shape[1], shuffled.to(V))
+
+def _shares(rows: Tensor, size: Tensor, V: Tensor) -> tuple[Tensor, int]:  # `(k,)` float64
+    "Shares of the vectors in the span of rows `(g, P)`, sums of gradients of lengths `size` in all; and its dimension."
+    norms, near = lengths(rows), _ROUNDING * torch.finfo(rows.dtype).eps
+    rows, norms = rows[norms > near * size], norms[norms > near * size]
+    if not len(rows): return torch.zeros(len(V), dtype=torch.float64, device=V.device), 0
+    triangle, inside = norms.new_zeros(0, len(rows)), norms.new_zeros(len(V), len(rows))
+    for part, v in zip(rows.split(2**16, 1), V.split(2**16, 1)):
+        unit = part.double() / norms[:, None]
+        triangle = torch.linalg.qr(torch.cat([triangle, unit.T]), mode="r").R
+        inside += v.double() @ unit.T
+    _, s, W = torch.linalg.svd(triangle, full_matrices=False)
+    kept = s > near * s[0]
+    return (inside @ W[kept].T / s[kept]).square().sum(1).clamp(max=1), int(kept.sum())

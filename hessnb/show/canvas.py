@@ -23,7 +23,7 @@ from ..curvature.eigenpairs import EigenPairs
 from ..curvature.outliers import Outliers
 from .grid import ViewGrid, boundary_lines
 from .plane_plots import by_class, marker_sizes
-from .plots import COSINES, class_color, class_marker, plot_spectrum
+from .plots import COSINES, class_color, class_marker, label_text, plot_spectrum
 
 # %% ../../nbs/show/03_canvas.ipynb #41df3add
 def canvas_png(canvas: FigureCanvasAgg) -> bytes:
@@ -94,7 +94,8 @@ class BoundaryCanvas(Canvas):
         super().__init__(size, dpi)
         self.grid, self.kind, ax = grid, kind, self.ax
         C = n_classes or int(y.max()) + 1
-        names = [str(name) for name in (range(C) if class_names is None else class_names)]
+        names = [label_text(name) for name in (range(C) if class_names is None else class_names)]
+        if len(names) < C: raise ValueError(f"class_names has {len(names)} names, the model {C} classes")
         self.colors = np.array([to_rgb(class_color(c)) for c in range(C)])
         style = {"interpolation": "nearest"} | (COSINES if kind == "cosine" else {})
         self.image = ax.imshow(np.zeros((2, 2)), extent=grid.extent, origin="lower", aspect="auto", **style)
@@ -117,10 +118,12 @@ class BoundaryCanvas(Canvas):
         reference: Sequence[np.ndarray] = (),  # lines to draw dashed, such as an earlier boundary
         title: str = "",
     ) -> bytes:  # a PNG
-        "Predicted classes, the paler the less confident."
+        "Predicted classes, the paler the less confident; grey where the model gives NaN."
         if self.kind != "classes": raise ValueError("this canvas draws alignments: make one of kind 'classes'")
         p = scores.double().softmax(2).numpy()
-        return self._draw(1 - .45 * (1 - p @ self.colors), boundary_lines(scores, self.grid.u, self.grid.v),
+        image = np.nan_to_num(1 - .45 * (1 - p @ self.colors), nan=.5)
+        if scores.isnan().any(): title = f"{title}; grey: outputs are NaN"
+        return self._draw(image, boundary_lines(scores, self.grid.u, self.grid.v),
                           reference, title)
 
     def draw_cosines(self,

@@ -18,8 +18,9 @@ from ..boundary.plane import Plane
 from .canvas import BoundaryCanvas
 from .grid import affordable_points, boundary_lines, default_plane, in_single, view_grid
 from .picture import Picture
+from .plots import label_text
 from .sliders import MovingNetwork
-from .view import View, network_and_examples, own_copy
+from .view import View, drawable_examples, own_copy
 
 # %% ../../nbs/show/10_comparer.ipynb #d712370a
 def measure_and_margin(e: Examination) -> list[tuple[str, str]]:
@@ -45,7 +46,7 @@ class MinimaComparer(View):
         self.examinations = dict(getattr(comparison, "examinations", comparison))
         if not self.examinations: raise ValueError("there is no minimum to show")
         first, *others = (e.objective for e in self.examinations.values())
-        first, X, y = network_and_examples(first)
+        first, X, y = drawable_examples(first)
         drawn, M = in_single(first), 1 + len(others)
         plane = default_plane(drawn, X.to(drawn.dtype)) if plane is None else plane
         most = max(60, int(150 / M ** .5))
@@ -74,7 +75,7 @@ class MinimaComparer(View):
         for picture, (name, e) in zip(self.pictures, self.examinations.items()):
             there = self.networks[name].at(amounts)
             lines = self.reference[name] if self.amount else ()
-            picture.value = self.canvases[name].draw_classes(there.scores, reference=lines, title=name)
+            picture.value = self.canvases[name].draw_classes(there.scores, reference=lines, title=label_text(name))
             loss, accuracy = there.figures.loss, there.figures.accuracy
             self.numbers[name] = {"loss": loss, "accuracy": accuracy}
             value = f"eigenvalue {self.index + 1}", f"{e.pairs.values[self.index]:.3g}"

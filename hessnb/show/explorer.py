@@ -20,6 +20,7 @@ from ..boundary.design import design_input
 from ..boundary.distance import nearest_boundary
 from ..boundary.plane import Plane, feature_plane, plane_through
 from ..boundary.points import boundary_points
+from ..boundary.search import known_classes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective
 from .canvas import BoundaryCanvas, draw_images
@@ -32,8 +33,9 @@ from hessnb.show.grid import (
     view_grid,
 )
 from .picture import Picture
+from .plots import label_text
 from .spectrum import Examples
-from .view import View, network_and_examples
+from .view import View, drawable_examples
 
 # %% ../../nbs/show/09_explorer.ipynb #a97ee743
 NEEDED = {"three examples": ("examples",), "boundary points": ("examples",), "principal axes": (),
@@ -122,6 +124,7 @@ def look_at(
 ) -> dict[str, Any]:  # input, class, confidence, nearest example and boundary point, with distances in input units
     "What the network predicts for an input, which example is nearest, and where the boundary is."
     p = objective.logits(x).double().softmax(1)[0]
+    if p.isnan().any(): raise ValueError("the model gives NaN here: this input is outside its domain and has no class")
     far = (X - x).flatten(1).double().norm(dim=1)
     i, inside = int(far.argmin()), box is not None and box[0] <= x.min() and x.max() <= box[1]
     edge = nearest_boundary(objective, x, pool=X, n_starts=2, tol=1e-2, box=box if inside else None)
@@ -225,11 +228,12 @@ class BoundaryExplorer(PlaneControls):
         box: tuple[float, float] | None = None,  # range of the inputs, for distances and designed inputs
         size: tuple[int, int] = (520, 420),  # of the picture, pixels
     ):
-        self.objective, X, y = network_and_examples(objective)
+        self.objective, X, y = drawable_examples(objective)
         self.data = Examples(X, y, class_names=class_names, feature_names=feature_names)
         self.drawn, self.pairs, self.box, self.size = in_single(self.objective), pairs, box, size
         self.n, k, kind = n or affordable_points(self.drawn, X), min(k, len(pairs)), self.data.kind
-        self.axis_names = tuple(self.data.features) if feature_names is not None else None  # of the input space
+        axes = tuple(map(label_text, self.data.features))
+        self.axis_names = None if feature_names is None else axes  # of the input space
         self.picture = Picture(width=size[0], height=size[1], pointable=True)
         self.detail = Picture(width=320, height=420)
         self.laid = self.last_point = None
@@ -257,7 +261,8 @@ class BoundaryExplorer(PlaneControls):
         if self.plane != "input space":
             chosen = {name: getattr(self, name) for name in ("examples", "features", "directions")}
             plane = lay_plane(self.plane, self.objective, X, self.pairs.vectors, box=self.box, **chosen)
-            names = tuple(self.data.features[j] for j in self.features) if self.plane == "two features" else None
+            chosen_names = tuple(label_text(self.data.features[j]) for j in self.features)
+            names = chosen_names if self.plane == "two features" else None
         V = self.pairs.vectors[:self.most["directions"][1]]
         self.shown = PlanePictures(self.drawn, self.data, V, plane, n=self.n, names=names, size=self.size)
         if self.point == self.last_point:  # one of the earlier plane; one set together with the new one is kept
@@ -272,7 +277,8 @@ class BoundaryExplorer(PlaneControls):
         if self.layer >= 0 and self.shown.cosines is None: self.say([("alignments", "being computed ...")])
         self.picture.value = self.shown.draw(self.layer, self.point, f"plane: {self.plane}")
         if self.point is not None: return self.tell(*self.point)
-        seen = ", ".join(map(self.data.class_name, self.shown.scores.argmax(2).unique().tolist()))
+        found = known_classes(self.shown.scores).unique().tolist()
+        seen = ", ".join("none (NaN)" if c < 0 else self.data.class_name(c) for c in found)
         note = "Click into the picture, or move with the arrow keys."
         self.say([("plane", self.plane), ("classes in view", seen)], note)
 

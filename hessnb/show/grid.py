@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from ..boundary.plane import Plane, feature_plane, plane_through
-from ..boundary.search import check_inputs
+from ..boundary.search import check_inputs, known_classes
 from ..curvature.checks import OperationMode, own_modes
 from ..curvature.objective import Objective
 
@@ -125,7 +125,8 @@ def training_figures(objective: Objective) -> TrainingFigures:
         found = loss.predictions(outputs)
         predicted.append(found.cpu())
         own = loss.target(found, outputs)
-        right = (own == target).reshape(len(target), -1).all(1) if own.shape == target.shape else own.new_empty(0)
+        labels = own.shape == target.shape and bool((target == target.long()).all())
+        right = (own == target).reshape(len(target), -1).all(1) if labels else own.new_empty(0)
         numbers = loss.total(outputs, target), loss.normaliser(outputs, target), right.sum(), torch.tensor(len(right))
         return tuple(number.double().cpu() for number in numbers)
     total, norm, right, n = objective.sum(one)
@@ -137,10 +138,10 @@ def boundary_lines(
     u: Tensor,  # `(n_u,)`
     v: Tensor,  # `(n_v,)`
 ) -> list[np.ndarray]:  # of `(m, 2)`
-    "Lines where the predicted class changes."
+    "Lines where the predicted class changes; none where a score is NaN."
     z, x, y = scores.double().numpy(), u.cpu().numpy(), v.cpu().numpy()
-    lines = []
-    for c in np.unique(z.argmax(2))[:-1]:  # the boundary with the last class is found from the other side
-        margin = z[..., c] - np.delete(z, c, 2).max(2)
+    lines, found = [], known_classes(scores).numpy()
+    for c in np.unique(found[found >= 0])[:-1]:  # the boundary with the last class is found from the other side
+        margin = np.ma.array(z[..., c] - np.delete(z, c, 2).max(2), mask=found < 0)
         lines += contour_generator(x, y, margin).lines(0.)
     return lines

@@ -23,15 +23,17 @@ from .plots import COSINES, axes_or_new, class_color, class_marker, legend_below
 def _boundaries(ax: Axes, scan: PlaneScan, **style) -> None:
     "Lines where the predicted class changes."
     u, v, classes = (t.cpu().numpy() for t in (scan.u, scan.v, scan.predictions))
-    for c in np.unique(classes)[:-1]: ax.contour(u, v, classes <= c, levels=[.5], **style)
+    for c in np.unique(classes[classes >= 0])[:-1]:
+        ax.contour(u, v, np.ma.array(classes <= c, mask=classes < 0), levels=[.5], **style)
 
 def _classes(ax: Axes, scan: PlaneScan) -> None:
-    "The predicted classes as pale areas."
+    "The predicted classes as pale areas; hatched where the model is not defined."
     u, v, classes = (t.cpu().numpy() for t in (scan.u, scan.v, scan.predictions))
-    present = np.unique(classes)
-    rank, levels = np.searchsorted(present, classes), np.arange(len(present) + 1) - .5
-    ax.contourf(u, v, rank, levels=levels, colors=[class_color(c) for c in present], alpha=.35)
-    ax.set_title("predicted classes")
+    present = np.unique(classes[classes >= 0])
+    rank, levels = np.ma.array(np.searchsorted(present, classes), mask=classes < 0), np.arange(len(present) + 1) - .5
+    if len(present): ax.contourf(u, v, rank, levels=levels, colors=[class_color(c) for c in present], alpha=.35)
+    if (classes < 0).any(): ax.contourf(u, v, classes < 0, levels=[.5, 1.5], colors="none", hatches=["///"])
+    ax.set_title("predicted classes" + ("; hatched: outputs are NaN" if (classes < 0).any() else ""))
 
 def _cosines(ax: Axes, scan: PlaneScan, index: int) -> None:
     "Alignment with one vector, and its colour bar."
@@ -156,7 +158,8 @@ def plot_line(
     ax, x, predictions = axes_or_new(ax), np.asarray(x), np.asarray(predictions)
     for i, a in enumerate(np.asarray(cosines).T):
         ax.plot(x, a, color=class_color((4, 5, 2, 3, 0)[i % 5]), label=f"$v_{{{i + 1}}}$")
-    for i in np.flatnonzero(predictions[1:] != predictions[:-1]):
+    before, after = predictions[:-1], predictions[1:]
+    for i in np.flatnonzero((before != after) & (before >= 0) & (after >= 0)):
         ax.axvline((x[i] + x[i + 1]) / 2, ls="--", lw=1, color="k")
     if X is not None:
         colors = "white" if y is None else [class_color(c) for c in np.asarray(y)]
@@ -168,16 +171,16 @@ def plot_line(
 # %% ../../nbs/show/01_plane_plots.ipynb #2f5f9510
 def _class_bands(ax: Axes, labels: Axes, path: PathScan) -> None:
     "Bands in the colours of the predicted classes, named on `labels`; dashed lines where the prediction changes."
-    s, changes = path.distance.cpu().numpy(), path.changes.tolist()
+    s, p = path.distance.cpu().numpy(), path.predictions.cpu().numpy()
+    changes = np.flatnonzero(p[1:] != p[:-1])  # of classes, and between classes and NaN
     edges = [s[0], *[s[i:i + 2].mean() for i in changes], s[-1]]
-    classes = path.predictions.cpu().numpy()[[0, *(i + 1 for i in changes)]]
-    for a, b, c in zip(edges, edges[1:], classes):
-        ax.axvspan(a, b, color=class_color(c), alpha=.18, lw=0)
-        name = f"class {c}" if b - a > .15 * (s[-1] - s[0]) else str(c)
+    for a, b, c in zip(edges, edges[1:], p[[0, *(changes + 1)]]):
+        ax.axvspan(a, b, color="white" if c < 0 else class_color(c), alpha=.18, lw=0)
+        name = "NaN" if c < 0 else f"class {c}" if b - a > .15 * (s[-1] - s[0]) else str(c)
         box = dict(boxstyle="round,pad=.15", fc="white", ec="none", alpha=.8)
         labels.annotate(name, ((a + b) / 2, .985), xycoords=("data", "axes fraction"), ha="center", va="top",
                         fontsize=8, bbox=box)
-    for x in edges[1:-1]: ax.axvline(x, ls="--", lw=1, color="k")
+    for i in path.changes.tolist(): ax.axvline(s[i:i + 2].mean(), ls="--", lw=1, color="k")
 
 # %% ../../nbs/show/01_plane_plots.ipynb #2d77d5f2
 def plot_path(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..boundary.plane import Plane
 from ..boundary.probe import curvature_lengths, perturb
+from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective
 from .canvas import BoundaryCanvas
@@ -34,7 +35,7 @@ from hessnb.show.grid import (
     view_grid,
 )
 from .picture import Picture
-from .view import View, network_and_examples
+from .view import View, drawable_examples
 
 # %% ../../nbs/show/07_sliders.ipynb #d686f804
 @dataclass(frozen=True, eq=False)
@@ -60,6 +61,7 @@ class MovingNetwork:
         self.scores, self.start = grid_scores(self.drawn, grid), training_figures(objective)  # at rest
 
     @functools.cached_property
+    @own_modes()
     def slopes(self) -> Tensor:  # `(k,)`
         "The gradient's components along the eigenvectors."
         V = self.vectors.to(self.objective.device, self.objective.dtype)
@@ -70,6 +72,7 @@ class MovingNetwork:
         a = torch.tensor(amounts, dtype=torch.float64)
         return torch.where(a == 0, a, a * self.lengths)
 
+    @own_modes()
     def at(self,
         amounts: Sequence[float],  # `(k,)`, in curvature lengths
     ) -> Place:
@@ -171,7 +174,7 @@ class EigenvectorSliders(AmountSliders):
         class_names: Sequence[str] | None = None,
         size: tuple[int, int] = (520, 420),  # of the picture, pixels
     ):
-        self.objective, X, y = network_and_examples(objective)
+        self.objective, X, y = drawable_examples(objective)
         self.pairs, drawn = pairs, in_single(self.objective)
         self.grid = view_grid(drawn, X, default_plane(drawn, X.to(drawn.dtype)) if plane is None else plane,
                               n=n or affordable_points(drawn, X))

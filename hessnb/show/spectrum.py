@@ -22,14 +22,15 @@ from ..curvature.outliers import Outliers
 from .canvas import BoundaryCanvas, SpectrumCanvas, draw_images
 from .grid import boundary_lines, grid_scores, in_single, view_grid
 from .picture import Picture
-from .view import View, network_and_examples
+from .view import View, examples_or_missing
 
 # %% ../../nbs/show/08_spectrum.ipynb #567a5b84
 def kind_of_inputs(
     X: Tensor,  # `(N, ...)`
 ) -> Literal["plane", "images", "rows"]:
     "How inputs can be shown: two features as a plane, images as images, anything else as rows of a table."
-    if X[0].numel() == 2: return "plane"
+    if X[0].numel() == 2 and X.is_floating_point(): return "plane"
+    if not X.is_floating_point(): return "rows"
     gray, colored = X.ndim == 3, X.ndim == 4 and X.shape[1] in (1, 3)
     return "images" if (gray or colored) and min(X.shape[-2:]) >= 4 else "rows"
 
@@ -70,25 +71,30 @@ class Contents:
     "What each eigenvector carries: a pair of classes, parameter tensors, and the examples most aligned with it."
     def __init__(self,
         objective: Objective,
-        data: Examples,
+        data: Examples | None,  # None: without classes, an eigenvector separates none
         pairs: EigenPairs,
         outliers: Outliers | None = None,
     ):
         self.data, self.pairs, self.outliers = data, pairs, outliers
-        self.table, self.mass = eigenvector_table(objective, data.X, pairs), layer_mass(objective, pairs.vectors)
+        self.mass = layer_mass(objective, pairs.vectors)
+        if data is None: return
+        self.table = eigenvector_table(objective, data.X, pairs)
         self.cosines = align(objective, data.X, pairs.vectors, undefined="zero").cosines  # `(N, k)`
 
     def rows(self, i: int) -> list[tuple[str, str]]:
         "In words."
-        p, row = self.pairs, self.table.rows()[i]
-        classes = " against ".join(map(self.data.class_name, row["classes"]))
+        p, separates = self.pairs, []
         where = "" if self.outliers is None else \
             ", outlier" if p.values[i] > self.outliers.threshold else ", in the bulk"
-        sizes, masses = " and ".join(map(str, row["sizes"])), zip(self.mass.mass[i].tolist(), self.mass.names)
-        separates = f"{classes} (contrast {row['contrast']:.2f}, from {sizes} examples)"
+        masses = zip(self.mass.mass[i].tolist(), self.mass.names)
+        if self.data is not None:
+            row = self.table.rows()[i]
+            classes, sizes = map(self.data.class_name, row["classes"]), " and ".join(map(str, row["sizes"]))
+            said = f"{' against '.join(classes)} (contrast {row['contrast']:.2f}, from {sizes} examples)"
+            separates = [("separates", said)]
         return [("eigenvector", f"v{i + 1} of {len(p)}"), ("eigenvalue", f"{p.values[i]:.4g}{where}"),
                 ("residual", f"{p.residuals[i]:.1e}" + ("" if p.converged[i] else " (not converged)")),
-                ("separates", separates),
+                *separates,
                 ("lives in", ", ".join(f"{name} {m:.0%}" for m, name in sorted(masses, reverse=True)[:3]))]
 
     def extremes(self, i: int, n: int) -> tuple[Tensor, Tensor]:  # `(n,)` each
@@ -163,12 +169,15 @@ class SpectrumExplorer(View):
         feature_names: Sequence[str] | None = None,  # for tables
         size: tuple[int, int] = (340, 400),  # of the spectrum, pixels; the other picture is a little wider
     ):
-        self.objective, X, y = network_and_examples(objective)
-        self.pairs, self.data = pairs, Examples(X, y, class_names=class_names, feature_names=feature_names)
-        self.n_examples, self.wide = min(n_examples, len(X)), (size[0] + 80, size[1])
+        self.objective, X, y, missing = examples_or_missing(objective)
+        self.pairs, self.data, self.note = pairs, None, "" if missing is None else missing.reason
+        if missing is None:
+            self.data = Examples(X, y, class_names=class_names, feature_names=feature_names)
+            self.n_examples = min(n_examples, len(X))
+        self.kind, self.wide = "none" if self.data is None else self.data.kind, (size[0] + 80, size[1])
         self.contents = Contents(self.objective, self.data, pairs, outliers)
         self.canvases = {scale: SpectrumCanvas(pairs, outliers, scale=scale, size=size) for scale in ("log", "linear")}
-        if self.data.kind == "plane":
+        if self.kind == "plane":
             self.maps = AlignmentMaps(self.objective, self.data, pairs, n=n, size=self.wide)
         look = {"readout": False, "layout": {"width": "320px", "max_width": "98%"}}
         self.slider = ipywidgets.IntSlider(0, min=0, max=len(pairs) - 1, description="eigenvalue", **look)
@@ -176,7 +185,7 @@ class SpectrumExplorer(View):
         self.toggle = ipywidgets.ToggleButtons(options=["log", "linear"], description="scale", **look)
         self.spectrum = Picture(width=size[0], height=size[1], pointable=True)
         self.detail = Picture(width=self.wide[0], height=size[1])
-        pictures = [self.spectrum] + [self.detail] * (self.data.kind != "rows")
+        pictures = [self.spectrum] + [self.detail] * (self.kind in ("plane", "images"))
         super().__init__([self.slider, self.toggle], pictures)
         self.bind(self.slider, "index")
         self.bind(self.toggle, "scale")
@@ -202,8 +211,8 @@ class SpectrumExplorer(View):
         with self.quietly():  # from where the arrow keys go on, and how far
             self.spectrum.pointer, self.spectrum.step = (x, y), abs(canvas.place(1, 1.)[0] - canvas.place(2, 1.)[0])
         rows = self.contents.rows(i)
-        if self.data.kind == "plane": self.detail.value = self.maps.draw(i)
-        elif self.data.kind == "images":
+        if self.kind == "plane": self.detail.value = self.maps.draw(i)
+        elif self.kind == "images":
             self.detail.value = draw_aligned(self.contents, i, n=self.n_examples, size=self.wide)
-        else: rows += aligned_rows(self.contents, i)
-        self.say(rows)
+        elif self.kind == "rows": rows += aligned_rows(self.contents, i)
+        self.say(rows, self.note)
