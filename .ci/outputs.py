@@ -29,6 +29,16 @@ def faults(nb):
             if found: yield f"a path of this machine in cell {cell.id}: {found[0]}"
 
 
+def joined(outputs):
+    "The same outputs, pieces of one stream that follow each other as one."
+    kept = []
+    for output in outputs:
+        stream = output.output_type == "stream" and output.name
+        if stream and kept and kept[-1].output_type == "stream" and kept[-1].name == stream: kept[-1].text += output.text
+        else: kept.append(output)
+    return kept
+
+
 def store(path):
     "Run a notebook and store its outputs."
     nb = nbformat.read(path, as_version=4)
@@ -38,7 +48,7 @@ def store(path):
     for cell in (c for c in nb.cells if c.cell_type == "code"):
         cell.execution_count = None
         cell.metadata.pop("execution", None)
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" or not MACHINE.search(text_of(o))]
+        cell.outputs = joined(o for o in cell.outputs if o.get("name") != "stderr" or not MACHINE.search(text_of(o)))
     text = json.dumps(json.loads(nbformat.writes(nb)), indent=1, ensure_ascii=False, sort_keys=True)
     path.write_text(text + "\n", encoding="utf-8")
 
