@@ -34,7 +34,8 @@ def joined(outputs):
     kept = []
     for output in outputs:
         stream = output.output_type == "stream" and output.name
-        if stream and kept and kept[-1].output_type == "stream" and kept[-1].name == stream: kept[-1].text += output.text
+        same = stream and kept and kept[-1].output_type == "stream" and kept[-1].name == stream
+        if same: kept[-1].text += output.text
         else: kept.append(output)
     return kept
 
