@@ -133,8 +133,7 @@ def _group_sums(
         sizes.index_add_(0, group[0], torch.ones_like(group[0]))
         weight = norms[known] * scale[part][known] if raw else torch.ones_like(norms[known])
         if raw: unit *= weight[:, None].to(unit)
-        for one, size, where in zip(sums, total, group):
-            one.index_add_(0, where, unit), size.index_add_(0, where, weight)
+        for i, where in enumerate(group): sums[i].index_add_(0, where, unit), total[i].index_add_(0, where, weight)
     return _Sums(sums, total, cosines, sizes)
 
 # %% ../../nbs/boundary/02_structure.ipynb #72466e4b
