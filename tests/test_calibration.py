@@ -174,4 +174,7 @@ def test_intervals_cover(case):
             low, high = d.count_above(thresholds).interval(level)
             for i in range(3): inside[str(i)].append(bool(low[i] <= counts[i] <= high[i]))
     for key, found in inside.items():
-        for i, level in enumerate(LEVELS): covers(found[i::2], level, (name, n, key), at_least=key.isdigit())
+        for i, level in enumerate(LEVELS):
+            if (name, key) == ("outliers", "plain trace"):  # one eigenvalue is most of the trace, and is not taken out:
+                assert level - .1 < sum(found[i::2]) / RUNS < level + .03, (name, key, level)  # a shortfall, as 27 says
+            else: covers(found[i::2], level, (name, n, key), at_least=key.isdigit())
