@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .checks import OperationMode
 from .derivatives import custom_functions
-from .differences import STEPS, Findings, Near, check_derivatives, check_symmetry, judge
+from .differences import STEPS, Evidence, Near, check_derivatives, check_symmetry, judge
 from .model import FunctionalModel
 from .objective import Objective
 from .operator import Operator
@@ -102,7 +102,7 @@ _FAULTS = {
                 "gradient?)",
 }
 
-def complain(findings: Findings, culprit: str) -> WrongDerivative:
+def complain(findings: Evidence, culprit: str) -> WrongDerivative:
     "The error for a wrong derivative."
     off = {"gradient": findings.gradient.error, "products": findings.products.error, "symmetry": findings.asymmetry}
     where = f"in {culprit}" if culprit else "in the model's own forward pass, or in the loss"
@@ -231,7 +231,7 @@ def precisions(objective: Objective) -> list[torch.dtype]:
 def verify(
     objective: Objective,
     product_of: Callable[[Sample], Product],  # the linear map of an operator, for a sample
-    findings_of: Callable[[Sample, Product], Findings],  # what differences say of it
+    findings_of: Callable[[Sample, Product], Evidence],  # what differences say of it
     whole: Product,  # the operator's own product
 ) -> Verification:
     "The operator's check of its derivatives; `WrongDerivative` if they are wrong."
@@ -267,7 +267,7 @@ class SelfChecking(Operator):
     def findings(self,
         sample: Sample,
         product: Product,  # of this operator, for the sample
-    ) -> Findings:
+    ) -> Evidence:
         "What is known of the products by other means; here, that they are symmetric."
         return judge(sample.near, check_symmetry(sample.near, product, product(sample.near.u)))
 
