@@ -249,7 +249,7 @@ def one_chain(search: Search, sigma: float, sign: int, goal: float, last: bool) 
     if not whole and krylov.room < min(krylov.unexplored, 32):
         thick_restart(krylov, search.target, neighbours=0. if krylov.capacity < k + 64 else .5)
     most = krylov.unexplored if whole else min(krylov.unexplored, krylov.room - 1)
-    steps = min(max(64, krylov.m), most, search.budget.left)
+    steps = min(max(128, 2 * krylov.m), most, search.budget.left)
     if steps < 1: return None
     m, probe = krylov.m, Probe(krylov, search.random(), sigma, sign)
     probe.run(goal, steps, search.count)
