@@ -249,3 +249,21 @@ def test_nonzero_pairs_of_a_network_with_dead_parameters(layers, dead):
     wanted = values[values.abs() > 1e-8 * values.abs().max()]
     assert len(pairs) == len(wanted) and torch.allclose(pairs.values.sort().values, wanted, rtol=1e-6)
     assert not any("double" in str(w.message) for w in caught) and math.isfinite(pairs.miss_probability)
+
+
+@pytest.mark.parametrize("dtype, lead", [(torch.float32, 9.), (torch.float32, 16.5), (torch.float32, 55.), (F64, 33.),
+                                         (F64, 45.)])
+def test_a_network_that_is_sure_keeps_its_curvature(dtype, lead):
+    "Linear softmax, in closed form: 1 - p of the label is the sum of the others, never a difference."
+    X, net = randn(40, 5), nn.Linear(5, 3).to(dtype)
+    with torch.no_grad():
+        net.weight.mul_(.02)
+        net.bias.copy_(torch.tensor([lead, 0., 0.]))
+    inputs, z = torch.cat([X, torch.ones(40, 1, dtype=F64)], 1), net.double()(X).detach()
+    p = z.softmax(1)
+    curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    curvature[:, 0, 0] = p[:, 0] * p[:, 1:].sum(1)
+    H = torch.einsum("ncd,ni,nj->cidj", curvature, inputs, inputs).reshape(18, 18) / 40
+    objective = Objective(net.to(dtype).eval(), (X.to(dtype), torch.zeros(40).long()))
+    pairs = top_eigenpairs(HessianOperator(objective), 1, tol=1e-3)
+    assert abs(pairs.values[0].item() / torch.linalg.eigvalsh(H)[-1].item() - 1) < 1e-3
