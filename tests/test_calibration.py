@@ -174,7 +174,48 @@ def test_intervals_cover(case):
             low, high = d.count_above(thresholds).interval(level)
             for i in range(3): inside[str(i)].append(bool(low[i] <= counts[i] <= high[i]))
     for key, found in inside.items():
-        for i, level in enumerate(LEVELS):
-            if (name, key) == ("outliers", "plain trace"):  # one eigenvalue is most of the trace, and is not taken out:
-                assert level - .1 < sum(found[i::2]) / RUNS < level + .03, (name, key, level)  # a shortfall, as 27 says
-            else: covers(found[i::2], level, (name, n, key), at_least=key.isdigit())
+        for i, level in enumerate(LEVELS): covers(found[i::2], level, (name, n, key), at_least=key.isdigit())
+
+
+def dominated():
+    "Spectra of which one or two eigenvalues are nearly everything; probes alone hold the truth in 84 to 90% of runs."
+    rest = torch.linspace(-1, 1, 198, dtype=F64)
+    for ends in ((1000.,), (100., -99.9), (40., 12., 2.)): yield torch.cat([torch.tensor(ends, dtype=F64), rest])
+    yield 10 ** torch.linspace(-6, 2, 200, dtype=F64)
+    yield torch.arange(1, 201, dtype=F64) ** -1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(5))
+@pytest.mark.parametrize("budget", [8, 32])
+def test_intervals_cover_without_pairs(case, budget):
+    "Nothing taken out by the caller: trace, the density's trace and its second moment."
+    values = list(dominated())[case]
+    op, n_probes = prescribed(values), budget // 2
+    traces = [trace(op, n_probes=budget, generator=seeded(seed)) for seed in range(RUNS)]
+    assert {t.n_matvecs for t in traces} == {budget}
+    found = [spectral_density(op, n_steps=20, n_probes=n_probes, generator=seeded(seed)) for seed in range(RUNS)]
+    second = [d.integrate(torch.square) for d in found]
+    for level in LEVELS:
+        for what, estimates, true in (("trace", traces, values.sum()), ("second", second, values.square().mean()),
+                                      ("density", [d.trace for d in found], values.sum())):
+            ends = [e.interval(level) for e in estimates]
+            covers([bool(low <= true <= high) for low, high in ends], level, (case, budget, what))
+
+
+def test_what_a_chain_resolves_is_taken_out():
+    values = torch.cat([torch.tensor([50., 20.], dtype=F64), torch.linspace(-1, 1, 98, dtype=F64)])
+    op = prescribed(values)
+    density, plain = spectral_density(op, n_steps=20), spectral_density(op, n_steps=20, explore=False)
+    assert {round(v, 4) for v in density.known.tolist()} >= {50., 20.} and density.n_matvecs == plain.n_matvecs == 160
+    assert density.nodes.shape == (7, 20) and density.n_sampled == 100 - len(density.known) and not len(plain.known)
+    assert density.trace.standard_error < plain.trace.standard_error / 5
+    assert len(spectral_density(op, n_steps=20, n_probes=3).known) == 0  # three vectors: none to spare
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_matrices_smaller_than_the_chain(n):
+    values = torch.arange(1, n + 1, dtype=F64)
+    op = prescribed(values)
+    for t in (trace(op), spectral_density(op).trace):
+        assert t.value == pytest.approx(values.sum().item(), rel=1e-9) and t.standard_error < 1e-9 * values.sum()

@@ -144,6 +144,7 @@ def spectral_density(
     pairs: EigenPairs | None = None,  # eigenpairs of `op` to take out exactly
     n_steps: int = 80,  # Lanczos steps `m` of a probe, one product each
     n_probes: int = 8,  # random vectors `r`
+    explore: bool = True,  # without `pairs`: the first vector only finds eigenpairs to take out; from 4 vectors on
     generator: torch.Generator | None = None,  # None: seed 0
 ) -> SpectralDensity:
     "The spectral density of `op` by stochastic Lanczos quadrature; `n_steps * n_probes` products."
@@ -155,13 +156,24 @@ def spectral_density(
     why = doubt(0., verification(op), 1e-3, op.dtype)
     if why: warnings.warn(f"the density is not to be trusted: {why}", stacklevel=3)
     generator = generator or torch.Generator().manual_seed(0)
-    V = torch.empty(0, n, dtype=op.dtype, device=op.device) if pairs is None else pairs.vectors.to(op.device, op.dtype)
-    rules = [quadrature(op, V, generator, min(n_steps, n - k)) for _ in range(n_probes)]
+    explore = explore and k == 0 and n_probes > 3
+    if explore: known, V = _resolved(op, generator, min(n_steps, n))
+    elif pairs is None: known, V = torch.empty(0), torch.empty(0, n, dtype=op.dtype, device=op.device)
+    else: known, V = pairs.values, pairs.vectors.to(op.device, op.dtype)
+    rules = [quadrature(op, V, generator, min(n_steps, n - len(V))) for _ in range(n_probes - explore)]
     m = max(len(nodes) for nodes, _ in rules)
     nodes = torch.stack([torch.cat([t, t[-1:].expand(m - len(t))]) for t, _ in rules])
     weights = torch.stack([torch.cat([w, w.new_zeros(m - len(w))]) for _, w in rules])
-    known = torch.empty(0, dtype=torch.float64, device="cpu") if pairs is None else pairs.values.double().cpu()
-    return SpectralDensity(nodes, weights, known, n, op.n_matvecs - before)
+    return SpectralDensity(nodes, weights, known.double().cpu(), n, op.n_matvecs - before)
+
+def _resolved(op: Operator, generator: torch.Generator, n_steps: int) -> tuple[Tensor, Tensor]:  # `(k,)`, `(k, P)`
+    "Eigenpairs that a chain from a random start has found to a ten-thousandth of the eigenvalue; not all of them."
+    chain = tridiagonalize(op, gaussian_rows(op, 1, generator)[0], n_steps)
+    values, S = chain.eigh()
+    size, error = values.abs(), chain.beta_last * S[-1].abs()
+    found = (error <= 1e-4 * size) & (size > 64 * torch.finfo(op.dtype).eps * size.max())
+    found = found.nonzero()[:, 0][:op.shape[0] - 1]
+    return values[found], S[:, found].T.to(chain.basis) @ chain.basis
 
 def quadrature(
     op: Operator,
@@ -172,5 +184,5 @@ def quadrature(
     "Nodes and weights of the Gauss rule of one random vector."
     z = gaussian_rows(op, 1, generator)[0]
     T = tridiagonalize(op.deflate(V) if len(V) else op, z - (V @ z) @ V, n_steps)
-    nodes, S = torch.linalg.eigh(torch.diag(T.alpha) + torch.diag(T.beta, 1) + torch.diag(T.beta, -1))
+    nodes, S = T.eigh()
     return nodes, S[0].square()

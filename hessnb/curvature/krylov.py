@@ -180,6 +180,10 @@ class Tridiag:
     basis: Tensor = field(repr=False)  # `(m, P)`, orthonormal rows
     beta_last: float  # norm of what the basis misses; 0 if it is invariant
 
+    def eigh(self) -> tuple[Tensor, Tensor]:  # `(m,)` ascending, `(m, m)`
+        "Eigenvalues of T, the Ritz values, and its eigenvectors as columns."
+        return torch.linalg.eigh(torch.diag(self.alpha) + torch.diag(self.beta, 1) + torch.diag(self.beta, -1))
+
 @own_modes()
 def tridiagonalize(
     op: Operator,  # or a model, with `data`

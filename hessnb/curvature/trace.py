@@ -18,6 +18,7 @@ from .basis import norm
 from .checks import own_modes
 from .eigenpairs import EigenPairs, doubt
 from .entry import as_operator
+from .krylov import gaussian_rows, tridiagonalize
 from .operator import Operator, check_generator, verification, whole
 
 # %% ../../nbs/curvature/27_trace.ipynb #d9ac3f29
@@ -68,6 +69,7 @@ def standard_error(
     "That of the mean over the first axis, for samples of any scale."
     return norm((samples - samples.mean(0)).movedim(0, -1)) / math.sqrt(len(samples) * (len(samples) - 1))
 
+# %% ../../nbs/curvature/27_trace.ipynb #45e887c8
 @own_modes()
 def trace(
     op: Operator,  # or a model, with `data`
@@ -75,7 +77,8 @@ def trace(
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
     pairs: EigenPairs | None = None,  # eigenpairs of `op` to take out exactly
-    n_probes: int = 32,  # random vectors, one product each
+    n_probes: int = 32,  # products
+    n_steps: int | None = None,  # of these, for a Lanczos space taken out exactly; None: up to 8, or 0 with `pairs`
     exact: bool = False,  # use all P unit vectors instead
     generator: torch.Generator | None = None,  # None: seed 0
 ) -> TraceEstimate:
@@ -86,13 +89,36 @@ def trace(
     if why: warnings.warn(f"the trace is not to be trusted: {why}", stacklevel=3)
     if exact: return TraceEstimate(op.diagonal().double().sum().item(), 0., op.shape[0])
     n_probes = whole(n_probes, "n_probes", 2)  # one has no standard error
-    generator, n = generator or torch.Generator().manual_seed(0), op.shape[0]
-    V = torch.empty(0, n, dtype=op.dtype, device=op.device) if pairs is None else pairs.vectors.to(op.device, op.dtype)
+    n_steps = _steps(op, n_probes, pairs) if n_steps is None else whole(n_steps, "n_steps", 0)
+    if n_steps > n_probes - 2: raise ValueError(f"n_steps={n_steps} of n_probes={n_probes} products leave fewer than "
+                                                "two random vectors, which have no standard error")
+    generator, before = generator or torch.Generator().manual_seed(0), op.n_matvecs
+    known, V = _explore(op, pairs, n_steps, generator)
     samples = []
-    for _ in range(n_probes):
-        z = torch.randint(0, 2, (n,), generator=generator, device=generator.device).to(op.device, op.dtype) * 2 - 1
+    for _ in range(n_probes - n_steps):
+        z = torch.randint(0, 2, op.shape[:1], generator=generator, device=generator.device).to(op.device, op.dtype)
+        z = 2 * z - 1
         z = z - (V @ z) @ V
         samples.append((z.double() @ op.matvec(z).double()).item())
     samples = torch.tensor(samples, dtype=torch.float64, device="cpu")
-    known = 0. if pairs is None else pairs.values.sum().item()
-    return TraceEstimate(known + samples.mean().item(), standard_error(samples).item(), n_probes, n_probes)
+    error = standard_error(samples).item()
+    return TraceEstimate(known + samples.mean().item(), error, op.n_matvecs - before, len(samples))
+
+# %% ../../nbs/curvature/27_trace.ipynb #2bce79cb
+def _steps(op: Operator, n_probes: int, pairs: EigenPairs | None) -> int:
+    "Half of the products and at most 8, if nothing is taken out yet and the rows fit 2 GiB."
+    if pairs is not None and len(pairs): return 0
+    return min(8, n_probes // 2, n_probes - 2, 2**31 * 8 // (op.shape[0] * torch.finfo(op.dtype).bits))
+
+def _explore(
+    op: Operator, pairs: EigenPairs | None, n_steps: int, generator: torch.Generator,
+) -> tuple[float, Tensor]:
+    "A space `V` `(m, P)` that holds the large eigenvalues, and the trace of `op` within it."
+    if pairs is None: V, known = torch.empty(0, *op.shape[:1], dtype=op.dtype, device=op.device), 0.
+    else: V, known = pairs.vectors.to(op.device, op.dtype), pairs.values.sum().item()
+    if n_steps == 0: return known, V
+    start = gaussian_rows(op, 1, generator)[0]
+    start = start - (V @ start) @ V
+    if norm(start) == 0: return known, V  # the pairs are all there is
+    chain = tridiagonalize(op.deflate(V) if len(V) else op, start, n_steps)
+    return known + chain.alpha.sum().item(), torch.cat([V, chain.basis])
