@@ -25,6 +25,7 @@ from hessnb.boundary.search import (
     nearest_others,
     nearest_rivals,
 )
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -220,10 +221,11 @@ def nearest_boundary(
     progress: bool | Callable[[int, int], bool | None] = False,  # called with (forward passes, 0); true: what is found
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> BoundaryDistances:
     "Distance of each input to the nearest input that is predicted otherwise, by local searches from several starts."
     search = dict(n_starts=n_starts, norm=norm, box=box, tol=tol, progress=progress)
-    paths, X = check_search(as_objective(objective, data, loss=loss), X, **search)
+    paths, X = check_search(as_objective(objective, data, loss=loss, unpack=unpack), X, **search)
     pool = X if pool is None else paths.objective.place_inputs(pool).detach().clone()
     if pool.shape[1:] != X.shape[1:]:
         raise ValueError(f"pool must hold inputs of shape {tuple(X.shape[1:])}, got {tuple(pool.shape[1:])}")

@@ -19,6 +19,7 @@ from .alignment import align
 from .design import design_input
 from .distance import BoundaryDistances, check_search, nearest_boundary
 from .search import Paths, check_known, known_classes, nearest_rivals, rough_distances
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective, as_objective
@@ -35,9 +36,10 @@ def support_examples(
     norm: Literal["l2", "linf"] = "l2",
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> dict[int, str]:  # example -> "v1+", "v1-", ... or "first order"
     "Examples that may lie nearest to the boundary: extremes of alignment, and the smallest first-order distances."
-    paths = Paths(as_objective(objective, data, loss=loss), norm)
+    paths = Paths(as_objective(objective, data, loss=loss, unpack=unpack), norm)
     return _support_examples(paths, paths.objective.place_inputs(X), cosines, n_candidates, n_screened)
 
 def _support_examples(
@@ -129,12 +131,13 @@ def estimate_margin(
     progress: bool | Callable[[int, int], bool | None] = False,  # called with (forward passes, 0); true: what is found
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> Margin:
     "Smallest distance of a training example to the boundary: examples named by eigenvectors, distances by search."
     if pairs is not None and not 1 <= n_directions:
         raise ValueError(f"n_directions must be at least 1, got {n_directions}")
     search = dict(n_starts=n_starts, norm=norm, box=box, tol=tol)
-    paths, X = check_search(as_objective(objective, data, loss=loss), X, **search)
+    paths, X = check_search(as_objective(objective, data, loss=loss, unpack=unpack), X, **search)
     objective = paths.objective
     V = None if pairs is None else pairs.vectors[:n_directions].to(objective.device, objective.dtype)
     cosines = torch.empty(len(X), 0) if V is None else align(objective, X, V).cosines
