@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Network', 'own_copy', 'network_and_examples', 'drawable_examples', 'examples_or_missing', 'table_html', 'GuardedBox',
-           'View']
+           'Made', 'View']
 
 # %% ../../nbs/show/06_view.ipynb #c016df5c
 import base64
@@ -20,7 +20,7 @@ import ipywidgets
 import traitlets
 from torch import Tensor, nn
 
-from ..boundary.columns import Missing
+from ..boundary.columns import Missing, did_you_mean
 from ..boundary.examine import labelled_examples, without_classes
 from ..boundary.probe import copy_model
 from ..boundary.search import check_inputs
@@ -70,7 +70,8 @@ def table_html(
         span = f" colspan={columns - i}" if i == len(row) - 1 and i < columns - 1 else ""
         return f"<td{span} style='{style}{'' if i else '; opacity:.7'}'>{html.escape(row[i])}</td>"
     lines = ("<tr>" + "".join(cell(i, row) for i in range(len(row))) + "</tr>" for row in rows)
-    return "<table style='line-height:1.35'>" + "".join(lines) + f"</table>{html.escape(note)}"
+    table = "<table style='line-height:1.35'>" + "".join(lines) + "</table>"
+    return f"<div style='overflow-x:auto'>{table}</div>{html.escape(note)}"  # wide tables scroll, words wrap
 
 # %% ../../nbs/show/06_view.ipynb #28d58f6c
 class GuardedBox(ClosingBox):
@@ -116,7 +117,14 @@ class GuardedBox(ClosingBox):
         self.error.value = f"<div style='color:#b00020; white-space:normal'>{said}</div>"
 
 # %% ../../nbs/show/06_view.ipynb #a170048b
-class View(GuardedBox):
+class Made(type(GuardedBox)):
+    "Classes whose objects know when all their constructors have run."
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__call__(*args, **kwargs)
+        made.is_made = True
+        return made
+
+class View(GuardedBox, metaclass=Made):
     "Controls, pictures, a read-out, and a line for errors."
     title: str = "view"  # of its tab; the page's elements have the class `hessnb-TITLE`
     names: tuple[str, ...] = ()  # of the traits that are its state
@@ -126,10 +134,24 @@ class View(GuardedBox):
     def __init__(self, controls: Sequence[ipywidgets.Widget] = (), pictures: Sequence[Picture] = ()):
         self.pictures, self.readout = tuple(pictures), ipywidgets.HTML()
         super().__init__()
+        for name in self.names:
+            if not self.has_trait(name):
+                raise TypeError(f"{type(self).__name__}.names holds {name!r}, which is no trait of it"
+                                f"{did_you_mean(name, self.traits(config=None))} Declare it in the class, as in "
+                                f"{name} = traitlets.Float(.5)")
         self.children = self.arrange(controls, pictures)
         self.readout.add_class("hessnb-readout")
         self.add_class("hessnb-" + re.sub("[^a-z0-9]+", "-", self.title.lower()))
         for trait in self.names: self.on(self, lambda _: self.refresh(), trait)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        "Once the view is made, a new name that looks like one of its state would change nothing: `AttributeError`."
+        if vars(self).get("is_made") and not hasattr(type(self), name) and name not in vars(self):
+            meant = did_you_mean(name, self.names, .8)
+            if len(meant) > 1:
+                raise AttributeError(f"{type(self).__name__} has no {name!r}{meant} Its state is "
+                                     f"{', '.join(self.names)}; what is not state is set in __init__ first")
+        super().__setattr__(name, value)
 
     def arrange(self, controls, pictures) -> Sequence[ipywidgets.Widget]:
         "Controls and words beside the pictures, or above them where there is less room."
@@ -150,7 +172,10 @@ class View(GuardedBox):
     @state.setter
     def state(self, values: Mapping[str, Any]) -> None:
         unknown, before = set(values) - set(self.names), self.state
-        if unknown: raise ValueError(f"{type(self).__name__} has no state {sorted(unknown)}; it has {list(self.names)}")
+        if unknown:
+            name = min(unknown)
+            raise ValueError(f"{type(self).__name__} has no state {name!r}{did_you_mean(name, self.names)} It has "
+                             f"{', '.join(self.names) or 'none'}")
         with self.quietly():
             for name, value in values.items(): setattr(self, name, value)
         if self.state != before: self.guarded(self.refresh)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPLORERS', 'Findings', 'file_names', 'write_pairs', 'write_eigenvectors', 'write_findings', 'TabbedView',
-           'ComputedTabs', 'Workbook']
+           'ComputedTabs', 'sorted_explorers', 'Workbook']
 
 # %% ../../nbs/show/12_workbook.ipynb #a1a9a56b
 import csv
@@ -89,7 +89,9 @@ class Findings:
     def table_html(self) -> str:
         "The models side by side, or what is known of them so far."
         style = ".hessnb-workbook td, .hessnb-workbook th { padding: 2px 12px 2px 0; text-align: left }"
-        if self.examinations: return f"<style>{style}</style>" + html_table(Comparison(self.examinations))
+        if self.examinations:
+            table = html_table(Comparison(self.examinations)).replace("</table>", "</table></div>", 1)
+            return f"<style>{style}</style><div style='overflow-x:auto'>{table}"
         known = self.pairs.items()
         lines = (f"{name}: {len(p)} eigenpairs, the largest {p.values[0]:.4g}" for name, p in known)
         return "<br>".join(map(html.escape, lines))
@@ -204,10 +206,15 @@ class ComputedTabs(TabbedView):
                 self.reasons[title] = str(error)
             else: self.show_error(error)
 
-    def reasons_html(self) -> str:
-        "What is not shown, and why."
-        lines = (f"not shown: {title}. {why}" for title, why in self.reasons.items())
-        return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    def reasons_html(self,
+        said: str = "",  # HTML above it, whose reasons are not repeated
+    ) -> str:
+        "What is not shown, and why: tabs of one reason together."
+        titles: dict[str, list[str]] = {}
+        for title, why in self.reasons.items(): titles.setdefault(html.escape(why), []).append(html.escape(title))
+        lines = (f"not shown: {', '.join(each)}" + (", for the reason above" if why in said else f". {why}")
+                 for why, each in titles.items())
+        return "".join(f"<p>{line}</p>" for line in lines)
 
     def start(self,
         background: bool | None = None,  # beside the notebook; None: where there is a kernel
@@ -247,6 +254,25 @@ class ComputedTabs(TabbedView):
         self.wait()
         super().close()
 
+# %% ../../nbs/show/12_workbook.ipynb #217d88fe
+def sorted_explorers(explorers: Sequence[type[View]]) -> dict[str, list[type[View]]]:
+    "Explorers of eigenpairs and of a comparison; `TypeError` or `ValueError` for what no tab can show."
+    titles: dict[str, type[View]] = {}
+    for e in explorers:
+        if not (isinstance(e, type) and issubclass(e, View)):
+            found = e.__name__ if isinstance(e, type) else f"an object of {type(e).__name__}"
+            raise TypeError(f"explorers must be classes derived from View, got {found}")
+        unknown = set(e.takes) - {"class_names", "feature_names", "box"}
+        if unknown: raise ValueError(f"{e.__name__}.takes names {sorted(unknown)}; a workbook has class_names, "
+                                     "feature_names and box to give")
+        if e.needs not in ("pairs", "comparison"):
+            raise ValueError(f"{e.__name__}.needs must be 'pairs' or 'comparison', got {e.needs!r}")
+        if e.title in titles:
+            raise ValueError(f"two explorers have the title {e.title!r}, {titles[e.title].__name__} and {e.__name__}: "
+                             "tabs are found by title: give one of the classes another title, or leave it out")
+        titles[e.title] = e
+    return {need: [e for e in explorers if e.needs == need] for need in ("pairs", "comparison")}
+
 # %% ../../nbs/show/12_workbook.ipynb #1dc179ad
 EXPLORERS = (EigenvectorSliders, SpectrumExplorer, BoundaryExplorer, MinimaComparer)
 
@@ -277,7 +303,7 @@ class Workbook(ComputedTabs):
         self.objectives, self.pairs = self.found.objectives, self.found.pairs
         self.examinations, self.examines, self.test, self.box = self.found.examinations, examine, test, box
         self.options = {"class_names": class_names, "feature_names": feature_names, "box": box}
-        self.classes = {need: [e for e in explorers if e.needs == need] for need in ("pairs", "comparison")}
+        self.classes = sorted_explorers(explorers)
         self.numbers, self.folder = ipywidgets.HTML(), ipywidgets.Text("hessnb_workbook", description="folder")
         self.export_button = ipywidgets.Button(description="Export numbers and figures", layout={"width": "210px"})
         super().__init__()
@@ -307,7 +333,8 @@ class Workbook(ComputedTabs):
     def finish(self) -> None:
         "The tab of numbers, with the export."
         if not self.pairs: return
-        self.numbers.value = self.found.table_html() + self.reasons_html()
+        table = self.found.table_html()
+        self.numbers.value = table + self.reasons_html(table)
         self.add("numbers", ipywidgets.VBox([self.numbers, ipywidgets.HBox([self.folder, self.export_button])]))
 
     def find_pairs(self, name: str) -> None:
