@@ -163,8 +163,9 @@ def check_options(
     *others: Callable,  # that it passes them on to
 ) -> None:
     "`TypeError` for a keyword that none of them has."
-    found = [p for f in (fn, *others) for p in inspect.signature(f).parameters.values()]
-    known = {p.name for p in found if p.kind != p.VAR_KEYWORD}
+    own, *more = (inspect.signature(f).parameters.values() for f in (fn, *others))
+    known = {p.name for p in own if p.kind != p.VAR_KEYWORD}
+    known |= {p.name for found in more for p in found if p.default is not p.empty}
     for name in options:
         if name not in known:
             raise TypeError(f"{fn.__name__} has no argument {name!r}{did_you_mean(name, known)} It takes "
