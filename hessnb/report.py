@@ -41,7 +41,15 @@ from .paper.minima import Minimum
 from .paper.zoo import find_minimum
 from .show.folder import check_folder, reserved, write_files
 from .show.plane_plots import plot_line, plot_plane
-from .show.plots import plot_alignment, plot_classes, plot_comparison, plot_density, plot_measure, plot_spectrum
+from hessnb.show.plots import (
+    legend_below,
+    plot_alignment,
+    plot_classes,
+    plot_comparison,
+    plot_density,
+    plot_measure,
+    plot_spectrum,
+)
 
 # %% ../nbs/report.ipynb #6c3d22dd
 @dataclass(frozen=True, eq=False)
@@ -217,6 +225,7 @@ def panels_figure(
         plot_alignment(points, a.alignment.cosines[:, i].cpu(), axes[i + 1], name=name)
     for ax in axes[:-1]:
         ax.set(xticks=[], yticks=[], xlabel="$x_1$" if own else "t-SNE 1", ylabel="$x_2$" if own else "t-SNE 2")
+    legend_below(axes[0], ncols=min(4, data.n_classes))  # beside the points, not over them
     plot_spectrum(a.pairs, a.examined.outliers or None, axes[-1])
     return fig
 

@@ -69,7 +69,7 @@ def test_columns_of_ones_own(examined):
     table = Comparison({"a": examined}, [mine])
     assert table.rows() == [{"minimum": "a", "n": 3}] and table.table() == [["minimum"], ["a"]]
     with pytest.raises(ValueError, match="name of its own"): Comparison({"a": examined}, [*COLUMNS, COLUMNS[0]]).rows()
-    with pytest.raises(TypeError, match="unexpected keyword"):
+    with pytest.raises(TypeError, match="no argument 'colums': did you mean 'columns'"):
         compare_minima({"a": build(lambda: nn.Linear(2, 3))}, (X, Y), colums=[mine])
 
 

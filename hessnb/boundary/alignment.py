@@ -8,17 +8,17 @@ __all__ = ['Alignment', 'align', 'cosines_by_example', 'cosines_by_layer']
 # %% ../../nbs/boundary/01_alignment.ipynb #997586d1
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from .gradients import ReinforcingGradients
-from ..curvature.batches import take
+from .gradients import ReinforcingGradients, gradients_and_rows
+from ..curvature.batches import default_unpack, take
 from ..curvature.checks import own_modes
-from ..curvature.layers import inner, lengths, unit_rows
+from ..curvature.layers import inner, lengths
 from ..curvature.objective import Objective, as_objective
 from ..curvature.params import flatten
 
@@ -56,12 +56,12 @@ def align(
     chunk_bytes: int = 2**27,  # memory for the gradients of a slice
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> Alignment:
     "Cosines of per-example gradients with `vectors`; one backward pass over the data."
     if undefined not in ("nan", "zero"): raise ValueError(f"undefined must be 'nan' or 'zero', got {undefined!r}")
-    objective = as_objective(objective, data, loss=loss)
-    V = unit_rows(objective, vectors)
-    gradients = ReinforcingGradients(objective, X, labels=labels, chunk_bytes=chunk_bytes)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
+    gradients, V = gradients_and_rows(objective, X, vectors, labels, chunk_bytes)
     found = cosines_by_layer(gradients, V, chunk_bytes=chunk_bytes)
     cosines, norms = found if found is not None else cosines_by_example(gradients, V)
     zero, cosines = ~(norms > 0), cosines.clamp(-1, 1)

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from .columns import COLUMNS, Column, for_json, numbers, texts
-from .examine import Examination, examine
+from .columns import COLUMNS, Column, as_columns, for_json, numbers, texts
+from .examine import Examination, check_options, examine
 from ..curvature.objective import Objective
 
 # %% ../../nbs/boundary/16_compare.ipynb #8c756bbd
@@ -26,7 +26,9 @@ from ..curvature.objective import Objective
 class Comparison:
     "Minima side by side."
     examinations: dict[str, Examination]  # name -> what was measured
-    columns: Sequence[Column] = COLUMNS  # what tables and files show
+    columns: Sequence[Column | str] = COLUMNS  # what tables and files show
+
+    def __post_init__(self): object.__setattr__(self, "columns", as_columns(self.columns))
 
     def __getitem__(self, name: str) -> Examination: return self.examinations[name]
     def __len__(self) -> int: return len(self.examinations)
@@ -103,13 +105,15 @@ def compare_minima(
     data: Any = None,  # training data, as for `examine`
     *,
     test: Any = None,  # test data, for the accuracy
-    columns: Sequence[Column] = COLUMNS,  # what tables and files show
+    columns: Sequence[Column | str] = COLUMNS,  # what tables and files show: columns, or names of those in `COLUMNS`
     **kwargs,  # as for `examine`
 ) -> Comparison:
     "Examine every minimum and lay the results side by side."
     if not isinstance(minima, Mapping) or not minima:
         wrong = f"minima must be a dict of names and models, got {type(minima).__name__}"
         raise TypeError(wrong if minima else "no minima to compare")
+    columns = as_columns(columns)
+    check_options(kwargs, compare_minima, examine, Objective)
     def one(m):
         m = m if isinstance(m, (Examination, Objective, nn.Module)) else getattr(m, "model", m)
         if isinstance(m, Examination): return m

@@ -7,6 +7,7 @@ __all__ = ['BoundaryCurves', 'trace_boundary']
 
 # %% ../../nbs/boundary/05_curves.ipynb #a71e8a39
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .plane import Extent, feature_plane
 from .search import bisect, check_inputs, differ, known_classes
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -199,12 +201,13 @@ def trace_boundary(
     tol: float = 1e-9,  # of the crossings on the sides of the squares, input units
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> BoundaryCurves:
     "The decision boundary of a model of two features; what is smaller than the first grid's spacing may be missed."
     if n < 2: raise ValueError(f"n must be at least 2 grid points, got {n}")
     if refine < 0 or tol <= 0:
         raise ValueError(f"refine must not be negative and tol positive, got refine={refine}, tol={tol}")
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     shape = _two_features(objective, X)
     if extent is None and X is None: raise ValueError("give the data X or an extent= (u from, u to, v from, v to)")
     if extent is None: extent = feature_plane(objective.place(torch.zeros(shape))).window(X, pad)

@@ -17,6 +17,7 @@ from torch.func import grad_and_value, vjp, vmap
 
 from .alignment import align
 from .search import along, check_box, clip, margin_slopes
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.loss import softmax_residual
 from ..curvature.objective import Objective, as_objective
@@ -143,9 +144,10 @@ def design_input(
     progress: bool | Callable[[int, int], bool | None] = False,  # called with (steps, 0); true: stop
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> DesignedInputs:
     "Inputs whose reinforcing gradient is as parallel to `v` as each start leads to; cross-entropy only."
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     v = objective.check_vector(v) / v.norm()
     x = objective.place_inputs(starts).detach().clone()
     if side not in (None, -1, 1):

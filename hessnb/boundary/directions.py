@@ -18,7 +18,7 @@ from torch import Tensor
 from .alignment import Alignment, align
 from .gradients import ReinforcingGradients, gradient_cosines
 from .measure import GeneralizationMeasure, generalization_measure
-from ..curvature.batches import n_examples
+from ..curvature.batches import default_unpack, n_examples
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.entry import as_operator
@@ -138,10 +138,11 @@ def resolve_measure(
     progress: bool | Callable[[int, int], bool | None] = False,  # as in `top_eigenpairs`
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> ResolvedMeasure:
     "Eigenpairs until the measure is certified to `tol` or the budget ends."
     if not tol > 0: raise ValueError(f"tol must be positive, got {tol}")
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     objective, P = op.objective, op.shape[0]
     X = objective.place_inputs(X)
     fits = n_examples(X) * P * torch.finfo(op.dtype).bits // 8 <= cosine_bytes
@@ -198,11 +199,12 @@ def estimate_directions(
     generator: torch.Generator | None = None,  # None: seed 0
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> DirectionsEstimate:
     "Participation ratio estimated from `2 * n_steps` products, without converged eigenpairs."
     if not n_steps > n_principal >= 1:
         raise ValueError(f"n_steps must be above n_principal >= 1, got {n_steps} and {n_principal}")
-    op, generator = as_operator(op, data, loss=loss), generator or torch.Generator().manual_seed(0)
+    op, generator = as_operator(op, data, loss=loss, unpack=unpack), generator or torch.Generator().manual_seed(0)
     used = op.n_matvecs
     starts = _gradient_combinations(op, X, n_principal, chunk_bytes, generator)
     spread_out, wide = _ritz_participation(op, X, starts[:1], n_steps)

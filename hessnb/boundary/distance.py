@@ -23,7 +23,9 @@ from hessnb.boundary.search import (
     check_inputs,
     check_known,
     nearest_others,
+    nearest_rivals,
 )
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -75,18 +77,18 @@ def _best_turn(
 
 # %% ../../nbs/boundary/10_distance.ipynb #04925172
 @torch.no_grad()
-def _against_gradient(paths: Paths, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "Directions in which the margin falls fastest, a crossed parameter on each, and where there is one."
-    margin, slope = paths.margin_slopes(x, y)
-    d = paths.unit(paths.steepest(slope))
-    t = 1.02 * margin / -(slope * d).flatten(1).sum(1).clamp_max(-torch.finfo(x.dtype).tiny)  # the linear crossing
+def _towards_rivals(paths: Paths, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "Which input and which of its nearest classes, the steepest ways to these, and a crossed parameter on each."
+    d, t = nearest_rivals(paths, X, y)
+    i = (t < torch.finfo(X.dtype).max ** .5).nonzero()
+    x, y, d, t = X[i[:, 0]], y[i[:, 0]], d[i[:, 0], i[:, 1]], 1.02 * t[i[:, 0], i[:, 1]]  # the linear crossing
     least = torch.finfo(x.dtype).eps * (1 + paths.size(x))  # for an input on the boundary
-    t, ok = t.clamp_max(1e6).maximum(least), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    t, ok = t.maximum(least), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for _ in range(8):
         left = (~ok).nonzero()[:, 0]
         ok[left] = paths.crossed(x[left], y[left], d[left], t[left])
         t = torch.where(ok, t, 1.5 * t)
-    return d, t, ok
+    return i[ok], d[ok], t[ok]
 
 # %% ../../nbs/boundary/10_distance.ipynb #133be189
 @torch.no_grad()
@@ -97,14 +99,13 @@ def _starting_points(
     index, exists = nearest_others(X, y, pool, pool_y, n, norm=paths.norm)
     i = exists.nonzero()
     step = pool[index[i[:, 0], i[:, 1]]] - X[i[:, 0]]
-    own_d, own_reach, ok = _against_gradient(paths, X, y)
-    own = ok.nonzero()[:, 0]
-    i = torch.cat([i, torch.stack([own, torch.full_like(own, index.shape[1])], 1)])
-    d, reach = torch.cat([paths.unit(step), own_d[own]]), torch.cat([paths.size(step), own_reach[own]])
-    if starts is not None:
-        more, more_d, more_reach = _towards(paths, X, y, starts)
-        more[:, 1] += index.shape[1] + 1
-        i, d, reach = torch.cat([i, more]), torch.cat([d, more_d]), torch.cat([reach, more_reach])
+    ways = [(i, paths.unit(step), paths.size(step)), _towards_rivals(paths, X, y)]
+    if starts is not None: ways.append(_towards(paths, X, y, starts))
+    column = index.shape[1]
+    for i, _, _ in ways[1:]:
+        i[:, 1] += column
+        column = int(i[:, 1].max()) + 1 if len(i) else column
+    i, d, reach = map(torch.cat, zip(*ways))
     x = X[i[:, 0]]
     _, t = paths.first_crossing(x, y[i[:, 0]], d, reach)
     return i, paths.at(x, d, t)
@@ -220,10 +221,11 @@ def nearest_boundary(
     progress: bool | Callable[[int, int], bool | None] = False,  # called with (forward passes, 0); true: what is found
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> BoundaryDistances:
     "Distance of each input to the nearest input that is predicted otherwise, by local searches from several starts."
     search = dict(n_starts=n_starts, norm=norm, box=box, tol=tol, progress=progress)
-    paths, X = check_search(as_objective(objective, data, loss=loss), X, **search)
+    paths, X = check_search(as_objective(objective, data, loss=loss, unpack=unpack), X, **search)
     pool = X if pool is None else paths.objective.place_inputs(pool).detach().clone()
     if pool.shape[1:] != X.shape[1:]:
         raise ValueError(f"pool must hold inputs of shape {tuple(X.shape[1:])}, got {tuple(pool.shape[1:])}")
@@ -232,8 +234,10 @@ def nearest_boundary(
     i, b = _starting_points(paths, X, y, pool, pool_y, starts, n_starts)
     x, labels = X[i[:, 0]], y[i[:, 0]]
     b = _descend(paths, x, labels, b, tol)
-    ends = _by_start(paths, X, i, b)[0].roll(1, 1)[i[:, 0], i[:, 1]]  # of another search of the input, or itself
-    b = _jump(paths, x, labels, b, ends, tol)
+    ends, r = _by_start(paths, X, i, b)
+    near = (r.argsort(1).argsort(1) <= n_starts)[i[:, 0], i[:, 1]]  # the best searches of each input
+    ends = ends.roll(1, 1)[i[:, 0], i[:, 1]]  # of another search of the input, or itself
+    b[near] = _jump(paths, x[near], labels[near], b[near], ends[near], tol)
     i, b = _last_starts(paths, X, y, i, b, tol, generator or torch.Generator().manual_seed(0))
     grid, reached = _by_start(paths, X, i, b)
     best, found = grid[torch.arange(len(X), device=X.device), reached.argmin(1)], reached.amin(1).isfinite()

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Examination', 'class_labels', 'labelled_examples', 'accuracy', 'subset', 'without_classes', 'without_margin',
-           'or_missing', 'examine']
+           'check_options', 'or_missing', 'examine']
 
 # %% ../../nbs/boundary/15_examine.ipynb #70fdab4d
+import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .alignment import Alignment, align
-from .columns import COLUMNS, Missing, texts
+from .columns import COLUMNS, Missing, did_you_mean, texts
 from .directions import EffectiveDirections, ResolvedMeasure, resolve_measure
 from .margin import Margin, estimate_margin
 from .measure import GeneralizationMeasure, generalization_measure, random_baseline
@@ -150,9 +151,25 @@ def without_margin(
     X: Any,  # inputs `(N, ...)`
 ) -> Missing | None:
     "Why there are no distances to the boundary; None if there are."
-    try: check_inputs(objective, X)
+    try:
+        objective.logits(take(X, 0, 1))  # the same reason as for the alignment, where there is one
+        check_inputs(objective, X)
     except (TypeError, ValueError) as refusal: return Missing(str(refusal))
     return None
+
+def check_options(
+    options: Mapping[str, Any],  # keywords
+    fn: Callable,  # that was called with them
+    *others: Callable,  # that it passes them on to
+) -> None:
+    "`TypeError` for a keyword that none of them has."
+    own, *more = (inspect.signature(f).parameters.values() for f in (fn, *others))
+    known = {p.name for p in own if p.kind != p.VAR_KEYWORD}
+    known |= {p.name for found in more for p in found if p.default is not p.empty}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{fn.__name__} has no argument {name!r}{did_you_mean(name, known)} It takes "
+                            f"{', '.join(sorted(known))}")
 
 def or_missing(
     fn: Callable[[], Any],
@@ -206,6 +223,7 @@ def examine(
     "Eigenpairs, outliers, trace, effective directions, the paper's measure, class structure and margin of one network."
     start = time.perf_counter()
     if k < 3: raise ValueError(f"k must be at least 3 to tell outliers from the bulk, got {k}")
+    check_options(kwargs, examine, Objective)
     if isinstance(model, Objective) and kwargs: raise TypeError(f"an objective is complete: leave out {[*kwargs]}")
     objective = as_objective(model, data, loss=loss, **kwargs)
     if dtype is not None and dtype != objective.dtype: objective = objective.to(dtype)

@@ -18,7 +18,8 @@ from torch import Tensor
 from .alignment import align
 from .design import design_input
 from .distance import BoundaryDistances, check_search, nearest_boundary
-from .search import Paths, check_known, known_classes
+from .search import Paths, check_known, known_classes, nearest_rivals, rough_distances
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective, as_objective
@@ -35,27 +36,46 @@ def support_examples(
     norm: Literal["l2", "linf"] = "l2",
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> dict[int, str]:  # example -> "v1+", "v1-", ... or "first order"
     "Examples that may lie nearest to the boundary: extremes of alignment, and the smallest first-order distances."
+    paths = Paths(as_objective(objective, data, loss=loss, unpack=unpack), norm)
+    return _support_examples(paths, paths.objective.place_inputs(X), cosines, n_candidates, n_screened)
+
+def _support_examples(
+    paths: Paths, X: Tensor, cosines: Tensor, n_candidates: int, n_screened: int = 3,
+) -> dict[int, str]:
+    "The extremes first, then those of smallest first-order distance."
     if n_candidates < 1: raise ValueError(f"n_candidates must be at least 1, got {n_candidates}")
-    objective, n_screened, chosen = as_objective(objective, data, loss=loss), min(n_screened, n_candidates), {}
+    n_screened, chosen = min(n_screened, n_candidates), {}
     defined = cosines.nan_to_num()
     for j in range(cosines.shape[1]):
         for i, sign in ((int(defined[:, j].argmax()), "+"), (int(defined[:, j].argmin()), "-")):
             if len(chosen) < n_candidates - n_screened: chosen.setdefault(i, f"v{j + 1}{sign}")
     if not n_screened: return chosen
-    first = _first_order(Paths(objective, norm), objective.place_inputs(X))
+    first = _first_order(paths, X)
     for i in first.argsort().cpu().tolist():
         if len(chosen) >= min(n_candidates, len(first)): break
         chosen.setdefault(i, "first order")
     return chosen
 
+# %% ../../nbs/boundary/11_margin.ipynb #9f1dcb6c
+_SHORT_LIST = 256  # examples whose first-order distances to all other classes are taken
+
 def _first_order(paths: Paths, X: Tensor) -> Tensor:  # `(N,)`
     "Distance to the boundary of the linearised model."
-    classes = known_classes(paths.objective.logits(X))
+    logits = paths.objective.logits(X)
+    classes, C, step = known_classes(logits), logits.shape[1], paths.objective.micro_batch_size
+    paths.n_forward += len(X)
     check_known(classes)
     margin, slope = paths.margin_slopes(X, classes)
-    return margin / paths.dual(slope).clamp_min(torch.finfo(X.dtype).tiny)
+    first = margin / paths.dual(slope).clamp_min(torch.finfo(X.dtype).tiny)
+    rows = torch.arange(len(X) if C > 2 else 0, device=X.device)
+    if len(rows) > _SHORT_LIST:
+        rough = [rough_distances(paths, x, c).amin(1) for x, c in zip(X.split(step), classes.split(step))]
+        rows = torch.cat(rough).topk(_SHORT_LIST, largest=False).indices
+    if len(rows): first[rows] = first[rows].minimum(nearest_rivals(paths, X[rows], classes[rows], 1)[1][:, 0])
+    return first
 
 # %% ../../nbs/boundary/11_margin.ipynb #01b135d5
 @dataclass(frozen=True, eq=False)
@@ -111,22 +131,24 @@ def estimate_margin(
     progress: bool | Callable[[int, int], bool | None] = False,  # called with (forward passes, 0); true: what is found
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> Margin:
     "Smallest distance of a training example to the boundary: examples named by eigenvectors, distances by search."
     if pairs is not None and not 1 <= n_directions:
         raise ValueError(f"n_directions must be at least 1, got {n_directions}")
     search = dict(n_starts=n_starts, norm=norm, box=box, tol=tol)
-    paths, X = check_search(as_objective(objective, data, loss=loss), X, **search)
+    paths, X = check_search(as_objective(objective, data, loss=loss, unpack=unpack), X, **search)
     objective = paths.objective
     V = None if pairs is None else pairs.vectors[:n_directions].to(objective.device, objective.dtype)
     cosines = torch.empty(len(X), 0) if V is None else align(objective, X, V).cosines
-    candidates = support_examples(objective, X, cosines, n_candidates=n_candidates, norm=norm)
+    candidates = _support_examples(paths, X, cosines, n_candidates)
     made = _designed_starts(objective, X, V, cosines, box, progress) if designed and V is not None else (None, 0)
     starts, n_steps = made
     found = nearest_boundary(objective, X[list(candidates)], pool=X, starts=starts, generator=generator,
                              progress=progress, **search)
-    passes = len(X) * (1 if V is None else 2)  # screening, alignment: each predicts, then differentiates
-    n_forward, n_backward = found.n_forward + 1 + 2 * passes + n_steps, found.n_backward + passes + 2 * n_steps
+    aligned = 0 if V is None else len(X)  # predicted, then differentiated
+    n_forward = found.n_forward + paths.n_forward + 2 * aligned + n_steps
+    n_backward = found.n_backward + paths.n_backward + aligned + 2 * n_steps
     return as_margin(found, candidates, cosines, len(X), n_forward, n_backward)
 
 _DESIGN_STEPS = 150  # each differentiates twice

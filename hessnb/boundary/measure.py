@@ -6,6 +6,7 @@
 __all__ = ['GeneralizationMeasure', 'generalization_measure', 'Baseline', 'random_baseline']
 
 # %% ../../nbs/boundary/08_measure.ipynb #95c304e8
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .alignment import Alignment, align
+from ..curvature.batches import default_unpack
 from ..curvature.objective import Objective, as_objective
 
 # %% ../../nbs/boundary/08_measure.ipynb #f4e554ac
@@ -83,9 +85,11 @@ def random_baseline(
     generator: torch.Generator | None = None,  # None: seed 0
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> Baseline:
     "The largest alignment of any example with random unit vectors, their mean and minimum."
-    objective, generator = as_objective(objective, data, loss=loss), generator or torch.Generator().manual_seed(0)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
+    generator = generator or torch.Generator().manual_seed(0)
     V = torch.randn(n_vectors, objective.n_params, generator=generator, device=generator.device, dtype=torch.float64)
     maxima = align(objective, X, V).cosines.abs().nan_to_num().amax(0).double().cpu()
     return Baseline(maxima.mean().item(), maxima.min().item(), maxima)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .alignment import align
 from .design import design_input
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.objective import Objective, as_objective
@@ -61,12 +62,14 @@ def paper_margin(
     progress: bool | Callable[[int, int], bool | None] = False,  # called with (steps, 0); true: stop
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> PaperMargin:
     "The paper's margin for the leading eigenvectors; `n_directions * n_starts * n_steps` second derivatives."
     if not 1 <= n_directions <= len(pairs):
         raise ValueError(f"n_directions must be between 1 and the {len(pairs)} eigenpairs, got {n_directions}")
     if n_starts < 1: raise ValueError(f"n_starts must be at least 1, got {n_starts}")
-    objective, generator = as_objective(objective, data, loss=loss), generator or torch.Generator().manual_seed(0)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
+    generator = generator or torch.Generator().manual_seed(0)
     X, V = objective.place_inputs(X), pairs.vectors[:n_directions].to(objective.device, objective.dtype)
     cosines = align(objective, X, V).cosines
     chosen = torch.randperm(len(X), generator=generator, device=generator.device)[:n_starts].to(objective.device)

@@ -7,6 +7,7 @@ __all__ = ['Extent', 'Plane', 'feature_plane', 'plane_through', 'PlaneScan', 'sc
 
 # %% ../../nbs/boundary/04_plane.ipynb #e29f7adb
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .alignment import align
 from .search import between, check_inputs, differ, known_classes, logit_margin
+from ..curvature.batches import default_unpack
 from ..curvature.checks import check_finite, own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -156,9 +158,10 @@ def scan_plane(
     pad: float = .15,  # share of the window left around the data
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> PlaneScan:
     "Predictions, confidence and alignments on an `n` by `n` grid of a plane."
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     if plane is None:
         if X is None or X[0].numel() != 2: raise ValueError("data with more than two features needs a plane=")
         plane = feature_plane(torch.zeros(X.shape[1:]))
@@ -212,10 +215,11 @@ def scan_path(
     label: int | None = None,  # a class whose loss to follow, too
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> PathScan:
     "Predictions, confidence, losses, logit margin and alignments at `n` points of the line from `a` to `b`."
     if n < 2: raise ValueError(f"n must be at least 2 points, got {n}")
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     a, b = (objective.place_inputs(x) for x in (a, b))
     if a.shape != b.shape:
         raise ValueError(f"both ends must be single inputs of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")

@@ -7,6 +7,7 @@ __all__ = ['BoundaryPoints', 'nearest_segments', 'random_segments', 'boundary_po
 
 # %% ../../nbs/boundary/07_points.ipynb #19a539f4
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .search import between, bisect, check_inputs, check_known, differ, known_classes, nearest_others
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.objective import Objective, as_objective
 
@@ -113,11 +115,12 @@ def boundary_points(
     generator: torch.Generator | None = None,  # for random pairs; None: seed 0
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> BoundaryPoints:
     "Points where segments between examples of different predicted classes cross the boundary, to machine precision."
     if n < 1: raise ValueError(f"n must be at least 1 segment, got {n}")
     if not 0 < step < .5: raise ValueError(f"step must be a share of the segment in (0, .5), got {step}")
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     X = check_inputs(objective, X)
     y = known_classes(objective.logits(X))
     check_known(y)

@@ -9,7 +9,7 @@ __all__ = ['BoundaryMap', 'boundary_map', 'EigenvectorTable', 'contrasts', 'eige
 # %% ../../nbs/boundary/13_probe.ipynb #64c06262
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from .alignment import align
 from .plane import PlaneScan
 from .search import differ
 from .structure import class_structure
+from ..curvature.batches import default_unpack
 from ..curvature.checks import check_finite, own_modes
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.layers import unit_rows
@@ -130,10 +131,11 @@ def eigenvector_table(
     n_examples: int = 5,  # examples listed for each eigenvector
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> EigenvectorTable:
     "The pair of classes and the examples that each eigenvector belongs to; two backward passes over the data."
     if n_examples < 1: raise ValueError(f"n_examples must be at least 1, got {n_examples}")
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     group = class_structure(objective, X, pairs, n_shuffles=0).by_pair
     alignment = align(objective, X, pairs.vectors, undefined="zero")
     classes, place, contrast = contrasts(group.groups, group.cosines)
@@ -167,9 +169,10 @@ def perturb(
     *,
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> nn.Module:
     "A copy of the model with the selected parameters moved by the given amounts along the vectors."
-    objective = as_objective(objective, data, loss=loss)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     V = unit_rows(objective, vectors[None] if isinstance(vectors, Tensor) and vectors.ndim == 1 else vectors)
     s = torch.as_tensor(amounts, dtype=V.dtype).to(V.device).reshape(-1)
     if s.shape != V.shape[:1]: raise ValueError(f"expected one amount for each of the {len(V)} vectors, got {len(s)}")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EPSILONS', 'HELD_DISTANCES', 'clip', 'check_box', 'check_inputs', 'known_classes', 'differ', 'check_known',
-           'logit_margin', 'margin_slopes', 'along', 'between', 'bisect', 'Norm', 'Paths', 'nearest_others']
+           'logit_margin', 'margin_slopes', 'along', 'between', 'bisect', 'Norm', 'Paths', 'nearest_others',
+           'rough_distances', 'nearest_rivals']
 
 # %% ../../nbs/boundary/03_search.ipynb #83089c5c
 import math
@@ -91,15 +92,19 @@ def margin_slopes(
     objective: Objective,
     z: Tensor,  # inputs `(R, ...)`
     classes: Tensor,  # `(R,)`
+    rivals: Tensor | None = None,  # `(R,)`, the one other class that counts; None: the one with the largest logit
 ) -> tuple[Tensor, Tensor, int]:  # `(R,)`, `(R, ...)`
     "Logit margins, their gradients with respect to the inputs, and how many inputs went through the model, each way."
-    margin, slope = _margin_slopes(objective, z, classes)
+    margin, slope = _margin_slopes(objective, z, classes, rivals)
+    if rivals is not None: return margin, slope, len(z)
     silent = ((margin == 0) & (slope.flatten(1) == 0).all(1)).nonzero()[:, 0]
     if len(silent):
         margin[silent], slope[silent] = _margin_slopes(objective, z[silent], classes[silent], of_others=True)
     return margin, slope, len(z) + len(silent)
 
-def _margin_slopes(objective: Objective, z: Tensor, classes: Tensor, of_others: bool = False) -> tuple[Tensor, Tensor]:
+def _margin_slopes(
+    objective: Objective, z: Tensor, classes: Tensor, rivals: Tensor | None = None, of_others: bool = False,
+) -> tuple[Tensor, Tensor]:
     "In micro-batches; with `of_others` over the classes of other logits, infinite where there is none."
     margins, slopes, step = [], [], objective.micro_batch_size
     for i in range(0, max(len(z), 1), step):
@@ -109,7 +114,8 @@ def _margin_slopes(objective: Objective, z: Tensor, classes: Tensor, of_others: 
             other = torch.arange(logits.shape[1], device=y.device) != y[:, None]
             tied = (logits == logits.gather(1, y[:, None])) & other
             logits = logits.masked_fill(tied, torch.finfo(logits.dtype).min)
-        margin = logit_margin(logits, y)
+        if rivals is None: margin = logit_margin(logits, y)
+        else: margin = (logits.gather(1, y[:, None]) - logits.gather(1, rivals[i:i + step, None]))[:, 0]
         slope = torch.zeros_like(x)  # of scores that do not depend on the inputs
         options = dict(allow_unused=True, materialize_grads=True)
         if margin.requires_grad: slope, = torch.autograd.grad(margin.sum(), x, **options)
@@ -217,9 +223,9 @@ class Paths(Norm):
         "Is the prediction at `t` another class than `y`?"
         return differ(self.classes(self.at(x, d, t)), y)
 
-    def margin_slopes(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        "Logit margins of the classes `y` at `z`, and their gradients."
-        margin, slope, n = margin_slopes(self.objective, z, y)
+    def margin_slopes(self, z: Tensor, y: Tensor, rivals: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        "Logit margins of the classes `y` at `z`, over all other classes or one each, and their gradients."
+        margin, slope, n = margin_slopes(self.objective, z, y, rivals)
         self.n_forward, self.n_backward = self.n_forward + n, self.n_backward + n
         return margin, slope
 
@@ -273,3 +279,53 @@ def _nearest_others(x: Tensor, y: Tensor, pool: Tensor, pool_y: Tensor, n: int, 
     far = 1 + D[D.isfinite()].max() if D.isfinite().any() else 1.
     value, chosen = (rank * far + D).topk(min(n, D.shape[1]), dim=1, largest=False)
     return index.gather(1, chosen), value.isfinite()
+
+# %% ../../nbs/boundary/03_search.ipynb #59cc4550
+_WEIGHED, _RANDOM = 64, 4  # other classes whose slope is taken; random directions that choose them among more
+
+@torch.no_grad()
+def rough_distances(
+    paths: Paths,
+    x: Tensor, y: Tensor,  # `(R, ...)`, `(R,)`: inputs and their classes
+) -> Tensor:  # `(R, C)`
+    "First-order distances (L2) to the regions of all classes, within a factor of two or so; infinite for the own one."
+    generator, D = torch.Generator().manual_seed(0), x[:1].numel()
+    step = torch.finfo(x.dtype).eps ** (1 / 3) * torch.where(paths.size(x) > 0, paths.size(x), 1.)
+    def margins(z):
+        paths.n_forward += len(z)
+        logits = paths.objective.logits(z)
+        return logits.gather(1, y[:, None]) - logits
+    here, squares = margins(x), 0.
+    for _ in range(_RANDOM):
+        d = torch.randn(1, *x.shape[1:], generator=generator, dtype=torch.float64)
+        change = margins(paths.at(x, (d / d.norm()).to(x), step)) - here
+        squares = squares + change.nan_to_num(0., 0., 0.).square()
+    slope = (squares * D / _RANDOM).sqrt() / step[:, None]
+    return (here / slope).nan_to_num(math.inf, math.inf).scatter(1, y[:, None], math.inf)
+
+# %% ../../nbs/boundary/03_search.ipynb #80f152ce
+@torch.no_grad()
+def nearest_rivals(
+    paths: Paths,
+    x: Tensor, y: Tensor,  # `(R, ...)`, `(R,)`: inputs and their classes
+    n: int = 9,  # other classes, at most
+) -> tuple[Tensor, Tensor]:  # `(R, n, ...)`, `(R, n)`
+    "Steepest ways to the nearest other classes, and how far these are at first order; infinite where there is none."
+    step = max(1, HELD_DISTANCES // (_WEIGHED * max(x[:1].numel(), 1)))
+    C = paths.objective.logits(x[:1]).shape[1] if len(x) else 2
+    paths.n_forward += len(x[:1])
+    parts = [_nearest_rivals(paths, x[i:i + step], y[i:i + step], C, n) for i in range(0, max(len(x), 1), step)]
+    return tuple(map(torch.cat, zip(*parts)))
+
+def _nearest_rivals(paths: Paths, x: Tensor, y: Tensor, C: int, n: int) -> tuple[Tensor, Tensor]:
+    "From the slopes of the margins over all other classes, or over those that are roughly nearest."
+    j = torch.arange(C - 1, device=y.device)
+    rivals = j + (j >= y[:, None])
+    if C - 1 > _WEIGHED: rivals = rough_distances(paths, x, y).topk(_WEIGHED, largest=False).indices
+    rows = torch.arange(len(x), device=y.device).repeat_interleave(rivals.shape[1])
+    margin, slope = paths.margin_slopes(x[rows], y[rows], rivals.flatten())
+    fall = paths.dual(slope)
+    t = torch.where((fall > 0) & margin.isfinite(), margin / fall, math.inf).reshape(rivals.shape)
+    t, best = t.topk(min(n, rivals.shape[1]), largest=False)
+    place = torch.arange(len(x), device=y.device)[:, None] * rivals.shape[1] + best
+    return paths.steepest(slope)[place], t

@@ -7,6 +7,7 @@ __all__ = ['Grouping', 'ClassStructure', 'class_structure']
 
 # %% ../../nbs/boundary/02_structure.ipynb #ec225c55
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gradients import ReinforcingGradients
+from .gradients import ReinforcingGradients, gradients_and_rows
+from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.eigenpairs import EigenPairs
-from ..curvature.layers import inner, lengths, unit_rows
+from ..curvature.layers import inner, lengths
 from ..curvature.objective import Objective, as_objective
 
 # %% ../../nbs/boundary/02_structure.ipynb #6396d4b6
@@ -76,13 +78,13 @@ def class_structure(
     chunk_bytes: int = 2**27,  # memory for the gradients of a slice
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
     loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> ClassStructure:
     "How far the mean gradients of classes, and of pairs of classes, explain each eigenvector."
     if weighting not in ("unit", "raw"): raise ValueError(f"weighting must be 'unit' or 'raw', got {weighting!r}")
-    objective = as_objective(objective, data, loss=loss)
-    V = unit_rows(objective, pairs.vectors)
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
     labels = "predicted" if labels is None else labels
-    gradients = ReinforcingGradients(objective, X, labels=labels, chunk_bytes=chunk_bytes)
+    gradients, V = gradients_and_rows(objective, X, pairs.vectors, labels, chunk_bytes)
     C = gradients.logits.shape[1]
     if C < 2: raise ValueError(f"class structure needs at least two classes, the model has {C} output")
     runner_up = gradients.logits.scatter(1, gradients.labels[:, None], -math.inf).argmax(1)

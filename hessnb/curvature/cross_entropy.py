@@ -253,7 +253,9 @@ class ClassLoss(SoftmaxLoss):
             raise TypeError(f"{self.name} of a single output has one class, so its loss is the same whatever the model "
                             "does, and there is no boundary: for two classes with one logit use BCEWithLogitsLoss")
         raise ValueError(f"one class for each example is needed: the model must return (N, C), got "
-                         f"{tuple(outputs.shape)}")
+                         f"{tuple(outputs.shape)}, a class at each place of a sequence or an image: there is no one "
+                         "predicted class, so no alignment with it, no decision boundary and no margin; spectrum, "
+                         "trace, density and layers work")
 
     def unsure_of_axes(self, outputs, target):
         return outputs.ndim > 2 and not target.is_floating_point() and outputs.shape[2:] == outputs.shape[1:-1]

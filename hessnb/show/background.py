@@ -24,7 +24,7 @@ class Progress:
         self.bar = ipywidgets.FloatProgress(0., min=0., max=1., layout={"width": "240px"})
         self.button = ipywidgets.Button(description="Stop", icon="stop", layout={"width": "90px"})
         self.text = ipywidgets.Label()
-        self.box = ipywidgets.HBox([self.bar, self.button, self.text])
+        self.box = ipywidgets.HBox([self.bar, self.button, self.text], layout={"flex_flow": "row wrap"})
         self._stop, self._shown = threading.Event(), 0.
         self.button.on_click(lambda _: self.stop())
 

@@ -132,8 +132,9 @@ class BoundaryCanvas(Canvas):
         *,
         title: str = "",
     ) -> bytes:  # a PNG
-        "Alignment with one vector."
+        "Alignment with one vector; grey where there is none."
         if self.kind != "cosine": raise ValueError("this canvas draws classes: make one of kind 'cosine'")
+        if cosines.isnan().any(): title = f"{title}; grey: no gradient"
         return self._draw(cosines.double().cpu().numpy(), lines, (), title)
 
     def _draw(self, image: np.ndarray, lines: Sequence, reference: Sequence, title: str) -> bytes:

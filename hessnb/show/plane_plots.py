@@ -40,7 +40,7 @@ def _cosines(ax: Axes, scan: PlaneScan, index: int) -> None:
     u, v, cosines = (t.cpu().numpy() for t in (scan.u, scan.v, scan.cosines[index]))
     mesh = ax.pcolormesh(u, v, cosines, shading="nearest", rasterized=True, **COSINES)
     ax.figure.colorbar(mesh, ax=ax, label="cosine", shrink=.8)
-    ax.set_title(f"alignment with $v_{{{index + 1}}}$")
+    ax.set_title(f"alignment with $v_{{{index + 1}}}$" + ("; grey: no gradient" if np.isnan(cosines).any() else ""))
 
 # %% ../../nbs/show/01_plane_plots.ipynb #998d767b
 def plot_plane(

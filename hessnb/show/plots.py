@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
@@ -27,7 +28,7 @@ from ..curvature.outliers import Outliers
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#999999", "#8C564B",
                 "#000000")
 MARKERS = "os^DvPX<>*"
-COSINES = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1}  # how a cosine becomes a colour
+COSINES = {"cmap": colormaps["RdBu_r"].with_extremes(bad="grey"), "vmin": -1, "vmax": 1}  # a cosine as a colour
 
 def class_color(c: int) -> str:
     "The colour of a class; from the eleventh class on colours repeat."

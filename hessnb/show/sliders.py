@@ -185,7 +185,7 @@ class EigenvectorSliders(AmountSliders):
         self.reference = boundary_lines(scores, self.grid.u, self.grid.v)
         self.canvas = BoundaryCanvas(self.grid, X, y, class_names=class_names, n_classes=scores.shape[2], size=size)
         self.picture, told = Picture(width=size[0], height=size[1]), "file for the parameters of the moved network"
-        self.save_button = ipywidgets.Button(description="Save model", layout={"width": "110px"})
+        self.save_button = ipywidgets.Button(description="Save model", layout={"width": "110px", "flex": "0 0 auto"})
         self.path = ipywidgets.Text("perturbed.pt", layout={"width": "215px"}, tooltip=told)
         tooltips = [f"eigenvalue {value:.3g}; one unit is {length:.3g} in parameter space"
                     for value, length in zip(values, lengths)]
