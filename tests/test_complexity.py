@@ -30,7 +30,8 @@ def trained(make, X, y, steps=400, loss=nn.functional.cross_entropy, seed=0, lr=
     return model
 
 
-def mlp(act=nn.ReLU, c=2, d=2): return nn.Sequential(nn.Linear(d, 40), act(), nn.Linear(40, 40), act(), nn.Linear(40, c))
+def mlp(act=nn.ReLU, c=2):
+    return nn.Sequential(nn.Linear(2, 40), act(), nn.Linear(40, 40), act(), nn.Linear(40, c))
 
 
 def by_autograd(model, points, lead):
