@@ -163,7 +163,7 @@ def boundary_complexity(
     loss: Any = "cross_entropy",  # for a model
     unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
 ) -> BoundaryComplexity:
-    "The effective dimension of the gradients at the boundary, to the nearest integer, and what its directions separate."
+    "The effective dimension of the gradients at the boundary, to the nearest integer, and what directions separate."
     if not 0 < resolution < 1: raise ValueError(f"resolution must be a share in (0, 1), got {resolution}")
     if not 0 < level < 1: raise ValueError(f"level must lie in (0, 1), got {level}")
     if n < 4: raise ValueError(f"n must be at least 4 boundary points, for an interval takes halves of them; got {n}")
