@@ -170,7 +170,8 @@ def divergence(reduction, **kwargs): return lambda z, t: F.kl_div(z.log_softmax(
 
 AS_SCORES = {  # log-probabilities are scores: the softmax is the loss's
     "NLL": nn.CrossEntropyLoss(weight=WEIGHT), "KL": divergence("mean"), "KL by example": divergence(KL),
-    "KL of logarithms": divergence(KL, log_target=True),
+    "KL of logarithms": divergence(KL, log_target=True), "partial": divergence(KL),
+    "a function of torch": divergence("mean"),
 }
 
 

@@ -100,7 +100,7 @@ class Loss:
     def score(self, outputs: Tensor, target: Tensor, generator: torch.Generator | None = None) -> Tensor:
         "For each label a vector whose outer product is its share of the Fisher matrix; of target or drawn labels."
         raise TypeError(f"{self.name} is not the likelihood of a distribution that we know, so it has no Fisher matrix "
-                        "here: use the Gauss-Newton matrix, override Loss.score, or a loss that has one (MSE, BCE)")
+                        "here: use the Gauss-Newton matrix, or override Loss.score, or a loss that has one (MSE, BCE)")
 
     def __repr__(self) -> str: return self.name
 
