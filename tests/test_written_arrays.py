@@ -1,4 +1,4 @@
-"Writes to arrays that were given as data: the old numbers, the new ones or an error, but no mixture, however small the write."
+"Writes to arrays that are data: the old numbers, the new ones or an error, but no mixture, however small the write."
 import numpy as np
 import pytest
 import torch
