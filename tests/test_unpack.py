@@ -84,3 +84,13 @@ def test_what_is_assigned_before_is_no_harm():
             self.layer = nn.Linear(3, self.width)
         def forward(self, x): return self.layer(x)
     assert Objective(Early().double().eval(), (X, Y)).n_params == 16
+
+
+def test_an_explorer_that_takes_what_there_is_not():
+    pytest.importorskip("ipywidgets")
+    from hessnb.show.view import View
+    from hessnb.show.workbook import Workbook
+    class Mine(View):
+        title, takes = "mine", ("class_names", "colours")
+    with pytest.raises(TypeError, match=r"Mine.takes names \['colours'\]; a workbook has \['box', 'class_names'"):
+        Workbook(model(), BATCHES, unpack=unpack, explorers=[Mine], background=False)

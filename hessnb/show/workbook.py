@@ -277,6 +277,9 @@ class Workbook(ComputedTabs):
         self.objectives, self.pairs = self.found.objectives, self.found.pairs
         self.examinations, self.examines, self.test, self.box = self.found.examinations, examine, test, box
         self.options = {"class_names": class_names, "feature_names": feature_names, "box": box}
+        for each in explorers:
+            if unknown := sorted(set(each.takes) - self.options.keys()):
+                raise TypeError(f"{each.__name__}.takes names {unknown}; a workbook has {sorted(self.options)} to give")
         self.classes = {need: [e for e in explorers if e.needs == need] for need in ("pairs", "comparison")}
         self.numbers, self.folder = ipywidgets.HTML(), ipywidgets.Text("hessnb_workbook", description="folder")
         self.export_button = ipywidgets.Button(description="Export numbers and figures", layout={"width": "210px"})
