@@ -165,11 +165,18 @@ def test_the_mean_is_torchs_own(name):
             assert_close(HessianOperator(objective, memory_budget=budget).matvec(v), H @ v, rtol=1e-9, atol=1e-12)
 
 
-AS_SCORES = {"NLL": nn.CrossEntropyLoss(weight=WEIGHT)}  # log-probabilities are scores: the softmax is the loss's
+def divergence(reduction, **kwargs): return lambda z, t: F.kl_div(z.log_softmax(1), t, reduction=reduction, **kwargs)
+
+
+AS_SCORES = {  # log-probabilities are scores: the softmax is the loss's
+    "NLL": nn.CrossEntropyLoss(weight=WEIGHT), "KL": divergence("mean"), "KL by example": divergence(KL),
+    "KL of logarithms": divergence(KL, log_target=True), "partial": divergence(KL),
+    "a function of torch": divergence("mean"),
+}
 
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides")
-@pytest.mark.parametrize("name", [n for n in CASES if n not in ("segmentation", "void pixels")])
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("segmentation", "void pixels", "KL of tokens")])
 def test_gauss_newton(name):
     model, inputs, target, loss, reference = given(name)
     objective = Objective(model, [*zip(inputs.split(SIZES), target.split(SIZES))], loss)

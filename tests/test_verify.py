@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 
+import hessnb.curvature.verify as verify_room
 from hessnb.curvature.gauss_newton import FisherOperator, GGNOperator
 from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
@@ -267,3 +268,92 @@ def test_a_row_of_padding_has_no_gradient_by_convention():
     with torch.no_grad(): net[0].weight[0].normal_()
     for kind in (HessianOperator, GGNOperator):
         assert kind(Objective(net, (tokens(), torch.randint(0, 3, (32,))))).verified.passed
+
+# --- models without a copy in float64 ---------------------------------------------------------------
+
+class Kernel(nn.Module):
+    "A model that computes in float32 only, like a kernel of one's own."
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, x):
+        if next(self.net.parameters()).dtype != torch.float32: raise AssertionError("this kernel takes float32")
+        return self.net(x)
+
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda b: b.__name__)
+def test_no_false_alarm_in_single(builder):
+    for seed in (0, 100):
+        objective = built(builder, seed)
+        net, data = objective.model, objective.data
+        for kind in (HessianOperator, GGNOperator):
+            verified = kind(Objective(Kernel(net).eval(), data)).verified
+            assert verified.passed and verified.dtype == torch.float32 or builder is saturated, (kind, verified)
+            assert verified.compared or "not compared" in str(verified) or builder is saturated
+
+@pytest.mark.parametrize("place", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("kind", [WrongGradient, WrongSecond, WrongLinear], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_planted_fault_is_found_in_single(kind, place, seed):
+    net, data = planted(kind, .3, place, seed)
+    with pytest.raises(WrongDerivative, match=f"'net.{place}' .Planted."):
+        HessianOperator(Objective(Kernel(net).eval(), data))
+
+class Rounded(nn.Module):
+    "A layer that goes through float32 by a way of its own."
+    def forward(self, x): return x.type("torch.FloatTensor").tanh().to(x)
+
+@pytest.mark.parametrize("fault", [None, WrongSecond])
+def test_single_precision_inside_double(fault):
+    torch.manual_seed(0)
+    last = Then(lambda x: fault.apply(x, .4)) if fault else nn.Tanh()
+    net = nn.Sequential(nn.Linear(6, 20), Rounded(), nn.Linear(20, 20), last, nn.Linear(20, 3)).double().eval()
+    objective = Objective(net, (torch.randn(64, 6).double(), torch.randint(0, 3, (64,))))
+    if fault:
+        with pytest.raises(WrongDerivative, match="'3' .Then."): HessianOperator(objective)
+        return
+    verified = HessianOperator(objective).verified
+    assert verified.passed and verified.compared and verified.single and 1e-2 <= verified.unseen <= .1
+    assert "may go unseen" in str(verified)
+
+class Rounds16(nn.Module):
+    def forward(self, x): return x.bfloat16().to(x.dtype).tanh()
+
+def test_what_differences_cannot_tell_is_not_claimed():
+    objective = Objective(Kernel(nn.Sequential(nn.Linear(6, 4), Rounds16(), nn.Linear(4, 3))).eval(),
+                          (torch.randn(40, 6), torch.randint(0, 3, (40,))))
+    verified = HessianOperator(objective).verified
+    assert not verified.compared and "agree" not in str(verified) and verified.unseen == float("inf")
+
+def large(kind=None, place=0, act=nn.Tanh, width=4800):
+    "More than 22 million numbers, nearly all in one layer."
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, width), act(), nn.Linear(width, width), act(), nn.Linear(width, 20), nn.Linear(20, 3)]
+    if kind: layers.insert(place, Planted(kind, .3, 20 if place == 5 else width))
+    return Objective(nn.Sequential(*layers).eval(), (torch.randn(64, 6), torch.randint(0, 3, (64,))))
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, place, act", [(WrongSecond, 1, nn.Tanh), (WrongSecond, 3, nn.ReLU),
+                                              (WrongGradient, 4, nn.Tanh), (WrongLinear, 5, nn.GELU)])
+def test_a_planted_fault_is_found_in_a_large_model(kind, place, act):
+    with pytest.raises(WrongDerivative, match=f"'{place}' .Planted."): HessianOperator(large(kind, place, act))
+
+@pytest.mark.slow
+def test_a_large_model_gives_no_alarm():
+    verified = HessianOperator(large(act=nn.ReLU)).verified
+    assert verified.passed and verified.compared and verified.dtype == torch.float64 and verified.error < 1e-5
+    assert verified.moved < .1 and "of the parameters" in str(verified)
+
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda b: b.__name__)
+def test_some_of_the_parameters_are_enough(builder, monkeypatch):
+    "The same architectures as if they were large: in float64, with a part of each tensor moved."
+    monkeypatch.setattr(verify_room, "attempts", lambda objective: [(torch.float64, objective.n_params // 3 + 20)])
+    for kind in (HessianOperator, GGNOperator):
+        verified = kind(built(builder, 0)).verified
+        assert verified.passed or builder is saturated, (kind, verified)
+
+@pytest.mark.parametrize("place", [1, 3, 6])
+@pytest.mark.parametrize("kind", [WrongGradient, WrongSecond, WrongLinear], ids=lambda k: k.__name__)
+def test_a_planted_fault_is_found_with_some_of_the_parameters(kind, place, monkeypatch):
+    monkeypatch.setattr(verify_room, "attempts", lambda objective: [(torch.float64, 300)])
+    net, data = planted(kind, 1e-2, place, 0)
+    with pytest.raises(WrongDerivative, match=f"'{place}' .Planted."): HessianOperator(Objective(net, data))

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
-from .checks import check_finite
+from .checks import check_finite, is_foreign
 
 # %% ../../nbs/curvature/04_batches.ipynb #46d1041f
 _OPAQUE = (types.FunctionType, types.MethodType, types.ModuleType, type, weakref.ref, torch.nn.Module, torch.Generator,
@@ -79,15 +79,21 @@ def as_tensors(
         parts = [as_tensors(v, f"{place}[{i}]") for i, v in enumerate(tree)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
     if any(isinstance(leaf, Tensor) for _, leaf in named_leaves(tree)): return tree  # an object with tensors inside
-    try: return torch.as_tensor(np.asarray(tree) if _is_array(tree) or _is_numbers(tree) else tree)
+    try: return _own(torch.as_tensor(np.asarray(tree) if _is_array(tree) or _is_numbers(tree) else tree))
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(f"a batch holds {type(tree).__name__}{f' in batch{place}' if place else ''}, which cannot be a "
                         "tensor: leave it out with unpack=, as in unpack=lambda batch: (batch['x'], batch['labels'])"
                         ) from e
 
+_COPIED = 2**30  # bytes; a larger array stays where it is
+
+def _own(t: Tensor) -> Tensor:
+    "A copy of what NumPy can write to without a trace; anything else as it is."
+    return t.clone() if is_foreign(t) and t.numel() * t.element_size() <= _COPIED else t
+
 def _dense(t: Tensor, place: str) -> Tensor:
     "`t`, from which examples can be cut; `TypeError` if they cannot."
-    if t.layout == torch.strided and not t.is_nested: return t
+    if t.layout == torch.strided and not t.is_nested: return _own(t)
     kind = "nested" if t.is_nested else "sparse"
     raise TypeError(f"a batch holds a {kind} tensor{f' in batch{place}' if place else ''}, from which no examples can "
                     "be cut: give .to_dense(), or Whole((...)) around the inputs of a batch that is never to be cut")

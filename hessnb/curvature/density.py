@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .batches import default_unpack
 from .checks import own_modes
 from .eigenpairs import EigenPairs, doubt
 from .entry import as_operator
@@ -141,6 +142,7 @@ def spectral_density(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
     pairs: EigenPairs | None = None,  # eigenpairs of `op` to take out exactly
     n_steps: int = 80,  # Lanczos steps `m` of a probe, one product each
     n_probes: int = 8,  # random vectors `r`
@@ -148,7 +150,7 @@ def spectral_density(
     generator: torch.Generator | None = None,  # None: seed 0
 ) -> SpectralDensity:
     "The spectral density of `op` by stochastic Lanczos quadrature; `n_steps * n_probes` products."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     check_pairs(op, pairs, generator)
     n, k, before = op.shape[0], 0 if pairs is None else len(pairs), op.n_matvecs
     n_probes, n_steps = whole(n_probes, "n_probes", 2), whole(n_steps, "n_steps")  # one has no standard error

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .basis import norm
+from .batches import default_unpack
 from .checks import all_finite, own_modes
 from .entry import as_operator
 from .krylov import require_finite
@@ -177,12 +178,13 @@ def dense_eigenpairs(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
     which: Literal["LA", "SA", "LM", "BE"] = "LA",
     tol: float = 1e-6,  # for the `converged` flags
     max_bytes: int = 4 * 2**30,  # refuse a larger matrix
 ) -> EigenPairs:
     "All eigenpairs, or `k`, from the dense matrix: P products and an eigensolver; `ValueError` if it does not fit."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     n = op.shape[0]
     k, max_bytes = check_request(n, n if k is None else k, which, tol), whole(max_bytes, "max_bytes")
     with own_modes(): pairs = solve_dense(op, k, which, tol, max_bytes)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .basis import Basis, norm
+from .batches import default_unpack
 from .checks import all_finite, own_modes
 from .entry import as_operator
 from .operator import Operator, whole
@@ -192,9 +193,10 @@ def tridiagonalize(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
 ) -> Tridiag:
     "Lanczos with full reorthogonalisation; holds `n_steps * P` numbers. Stops early, exactly, at an invariant space."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     n_steps = whole(n_steps, "n_steps")
     if not isinstance(start, Tensor) or start.dtype != op.dtype:
         raise TypeError(f"start must be a tensor of {op.dtype}, got {getattr(start, 'dtype', type(start).__name__)}")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .basis import norm
+from .batches import default_unpack
 from .checks import own_modes
 from .objective import Objective, as_objective
 
@@ -73,9 +74,10 @@ def layer_mass(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
 ) -> LayerMass:
     "Where in the network each vector lives."
-    objective = as_objective(objective, data, loss)
+    objective = as_objective(objective, data, loss, unpack=unpack)
     squares = unit_rows(objective, vectors).double().square()
     sizes = [p.numel() for p in objective.params.values()]
     mass = torch.stack([part.sum(1) for part in squares.split(sizes, 1)], 1)

@@ -27,7 +27,10 @@ from hessnb.curvature.cross_entropy import (
     check_same_shape,
     check_shares,
     check_weights,
+    drawn_labels,
+    softmax_curvature,
     softmax_residual,
+    softmax_score,
     unit_rows,
 )
 
@@ -233,6 +236,16 @@ class ProbabilityLoss(TorchLoss):
 
     def target(self, labels, outputs): return labels.to(outputs.dtype).reshape(outputs.shape)
 
+    def output_hessian(self, outputs, target, v):
+        y, p, q = target.to(outputs.dtype), *(t.clamp_min(1e-12) for t in (outputs, 1 - outputs))  # torch's limit
+        return self._weight(outputs) * (y / p ** 2 + (1 - y) / q ** 2) * v
+
+    def score(self, outputs, target, generator=None):
+        y = (target if generator is None else drawn_labels(outputs, generator)).to(outputs.dtype)
+        return self._weight(outputs) ** .5 * ((1 - y) / (1 - outputs).clamp_min(1e-12) - y / outputs.clamp_min(1e-12))
+
+    def _weight(self, outputs): return 1. if self.each.weight is None else self.each.weight.to(outputs)
+
 class SignLoss(TorchLoss):
     "A loss of targets 1 and -1."
     def check(self, outputs, target):
@@ -244,10 +257,14 @@ class SignLoss(TorchLoss):
 class SoftSignLoss(SignLoss):
     "`SoftMarginLoss`: of one score for two classes it is the logistic loss."
     def logits(self, outputs):
-        z = outputs.reshape(-1)
-        return torch.stack([torch.zeros_like(z), z], 1) if self.single else super().logits(outputs)
+        return F.pad(outputs.reshape(-1, 1), (1, 0)) if self.single else super().logits(outputs)
 
     def target(self, labels, outputs): return (2 * labels - 1).to(outputs.dtype).reshape(outputs.shape)
+    def output_hessian(self, outputs, target, v): return outputs.sigmoid() * (-outputs).sigmoid() * v
+
+    def score(self, outputs, target, generator=None):  # the loss is -log of the probability sigmoid(y z)
+        y = target if generator is None else 2. * drawn_labels(outputs.double().sigmoid(), generator) - 1
+        return -y.to(outputs) * (-y.to(outputs) * outputs).sigmoid()
 
 # %% ../../nbs/curvature/03_loss.ipynb #5d1abacd
 class Divergence(TorchLoss):
@@ -264,6 +281,18 @@ class Divergence(TorchLoss):
     def logits(self, outputs): return outputs if self.rows else super().logits(outputs)
     def target(self, labels, outputs): return F.one_hot(labels, outputs.shape[1]).to(outputs)
     def label_losses(self, outputs, labels): return -self.logits(outputs).gather(1, labels[:, None])[:, 0]
+
+    def shares(self, outputs: Tensor, target: Tensor) -> Tensor:  # `(B, C)`
+        "How much each class counts; `TypeError` if the classes are not known."
+        if self.rows: return target.to(outputs.dtype).exp() if self.each.log_target else target.to(outputs.dtype)
+        raise TypeError(f"{self.name} has a Gauss-Newton and a Fisher matrix where outputs are (N, C) and each row a "
+                        "distribution over classes; use the Hessian, or CrossEntropyLoss of scores and probabilities")
+
+    def output_hessian(self, outputs, target, v):  # of the softmax behind the outputs, as for NLLLoss
+        return self.shares(outputs, target).sum(1, keepdim=True) * softmax_curvature(outputs.exp(), v)
+
+    def score(self, outputs, target, generator=None):
+        return softmax_score(outputs.exp(), self.shares(outputs, target), generator)
 
     def residual(self, outputs, labels):  # the softmax behind the outputs belongs to it, as for NLLLoss
         r, log_factor = softmax_residual(self.logits(outputs), labels)

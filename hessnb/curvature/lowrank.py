@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .basis import Basis, norm
+from .batches import default_unpack
 from .checks import own_modes
 from .completeness import Probe, probe_block
 from hessnb.curvature.eigenpairs import (
@@ -255,6 +256,7 @@ def nonzero_eigenpairs(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
     rtol: float | None = None,  # wanted: |lambda| > rtol * |lambda|_max; None: 1e-8, or eps^(2/3) if that is more
     tol: float = 1e-6,  # per pair: |Av - lambda v| <= tol * max(|lambda|, eps^(2/3) |lambda|_max)
     miss_probability: float = 1e-3,  # goal for the bound on missed pairs; 1 skips the test
@@ -264,7 +266,7 @@ def nonzero_eigenpairs(
     progress: bool | Callable[[int, int], bool | None] = False,  # a bar, or called with (products, pairs); true: stop
 ) -> EigenPairs:
     "Every eigenpair whose eigenvalue is not zero, by blocks of products, largest magnitude first; for low rank."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     n, eps, row_bytes = op.shape[0], torch.finfo(op.dtype).eps, op.shape[0] * op.dtype.itemsize
     check_request(n, 1, "LM", tol)
     rtol = max(1e-8, eps ** (2 / 3)) if rtol is None else rtol

@@ -101,7 +101,7 @@ class OverData(FunctionalModel):
 
     def micro_batches(self) -> Iterator[tuple[Any, Tensor]]:
         "`(inputs, target)` on the device, each small enough to be differentiated twice within the memory budget."
-        self.unchanged.check()
+        self.unchanged.check(whole=True)
         for batch in self.batches:
             if self.noting: self.unchanged.add([leaf for _, leaf in named_leaves(batch)])
             yield from divided(*self.place(read_batch(batch, self.unpack)), self.micro_batch_size)

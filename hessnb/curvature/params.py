@@ -73,6 +73,7 @@ def bare_model(
 ) -> nn.Module:
     "The model inside wrappers (compiled, data-parallel); `TypeError` if its parameters cannot be read or replaced."
     if not isinstance(model, nn.Module): raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    _check_built(model)
     while (inside := _WRAPPERS.get(type(model).__name__)) in model._modules: model = model._modules[inside]
     for name, m in model.named_modules():
         if isinstance(m, torch.jit.ScriptModule):
@@ -83,6 +84,18 @@ def bare_model(
                             "loaded from its full state_dict")
     for name, t in (*model.named_parameters(), *model.named_buffers()): _check_readable(name, t)
     return model
+
+def _check_built(model: nn.Module) -> None:
+    "`TypeError` for a module whose constructor has not called that of `nn.Module`, or not before it assigned parts."
+    todo, seen = [("the model", model)], set()
+    while todo:
+        name, m = todo.pop()
+        if id(m) in seen or isinstance(m, torch.jit.ScriptModule): continue
+        seen.add(id(m))
+        if not {"_parameters", "_buffers", "_modules"} <= vars(m).keys():
+            raise TypeError(f"{name} ({type(m).__name__}) is no complete module: its __init__ has to call "
+                            "super().__init__() first, before it assigns anything")
+        todo += [(f"submodule {key!r}", part) for key, part in m._modules.items() if part is not None]
 
 def _check_readable(name: str, t: Tensor) -> None:
     "`TypeError` for a parameter or buffer without values of its own."

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .batches import default_unpack
 from .certify import certify
 from .checks import all_finite, own_modes
 from .eigenpairs import EigenPairs, check_request, solve_dense, warn_unconverged
@@ -85,6 +86,7 @@ def top_eigenpairs(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
     which: Literal["LA", "SA", "LM", "BE"] = "LA",  # largest or smallest algebraic, largest magnitude, both ends
     tol: float = 1e-6,  # per pair: |Av - lambda v| <= tol * max(|lambda|, eps^(2/3) |lambda|_max)
     max_matvecs: int | None = None,  # budget of products for the search; None: max(5000, 20 k)
@@ -96,7 +98,7 @@ def top_eigenpairs(
     progress: bool | Callable[[int, int], bool | None] = False,  # a bar, or called with (products, pairs); true: stop
 ) -> EigenPairs:
     "The `k` wanted eigenpairs, their residuals confirmed by fresh products; a warning if some did not converge."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     n, k, basis_bytes = op.shape[0], check_request(op.shape[0], k, which, tol), whole(basis_bytes, "basis_bytes")
     start, row_bytes = None if start is None else check_start(op, start), n * op.dtype.itemsize
     dense = 3 * k > n and (max_matvecs is None or max_matvecs >= n) and n * row_bytes <= basis_bytes
@@ -152,6 +154,7 @@ def eigenpairs_until(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
     k: int = 16,  # pairs in the first batch
     max_pairs: int | None = None,  # never more than this; None: P
     max_matvecs: int = 3000,  # budget of products for the search; certifying takes more
@@ -164,7 +167,7 @@ def eigenpairs_until(
     progress: bool | Callable[[int, int], bool | None] = False,  # as in `top_eigenpairs`
 ) -> EigenPairs:
     "Leading eigenpairs of `op`, as many as `enough` asks for; `stopped='budget'` if it was not satisfied."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     if not callable(enough): raise TypeError(f"enough must be a function, got {type(enough).__name__}")
     if not 1 < growth < math.inf:
         raise ValueError(f"growth must be above 1 and finite, got {growth}: the next batch is as many times as large")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .basis import norm
+from .batches import default_unpack
 from .checks import own_modes
 from .eigenpairs import EigenPairs, doubt
 from .entry import as_operator
@@ -76,6 +77,7 @@ def trace(
     *,
     data=None,  # of the model, as for `Objective`
     loss="cross_entropy",
+    unpack=default_unpack,  # of the data of a model: batch -> (inputs, target)
     pairs: EigenPairs | None = None,  # eigenpairs of `op` to take out exactly
     n_probes: int = 32,  # products
     n_steps: int | None = None,  # of these, for a Lanczos space taken out exactly; None: up to 8, or 0 with `pairs`
@@ -83,7 +85,7 @@ def trace(
     generator: torch.Generator | None = None,  # None: seed 0
 ) -> TraceEstimate:
     "The trace of `op`, with its standard error; `exact=True` costs P products and has none."
-    op = as_operator(op, data, loss=loss)
+    op = as_operator(op, data, loss=loss, unpack=unpack)
     check_pairs(op, pairs, generator)
     why = doubt(0., verification(op), 1e-3, op.dtype)
     if why: warnings.warn(f"the trace is not to be trusted: {why}", stacklevel=3)
