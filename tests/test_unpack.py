@@ -92,5 +92,5 @@ def test_an_explorer_that_takes_what_there_is_not():
     from hessnb.show.workbook import Workbook
     class Mine(View):
         title, takes = "mine", ("class_names", "colours")
-    with pytest.raises(TypeError, match=r"Mine.takes names \['colours'\]; a workbook has \['box', 'class_names'"):
+    with pytest.raises(ValueError, match=r"Mine.takes names \['colours'\]; a workbook has class_names"):
         Workbook(model(), BATCHES, unpack=unpack, explorers=[Mine], background=False)

@@ -259,10 +259,9 @@ class ClassLoss(SoftmaxLoss):
         if outputs.ndim == 2:
             raise TypeError(f"{self.name} of a single output has one class, so its loss is the same whatever the model "
                             "does, and there is no boundary: for two classes with one logit use BCEWithLogitsLoss")
-        raise ValueError(f"one class for each example is needed: the model must return (N, C), got "
-                         f"{tuple(outputs.shape)}, a class at each place of a sequence or an image: there is no one "
-                         "predicted class, so no alignment with it, no decision boundary and no margin; spectrum, "
-                         "trace, density and layers work")
+        raise ValueError(f"one class for each example is needed, (N, C); got {tuple(outputs.shape)}, one at each place "
+                         "of a sequence or image: there is no alignment with a predicted class, no decision boundary "
+                         "and no margin; spectrum, trace, density and layers work")
 
     def unsure_of_axes(self, outputs, target):
         return outputs.ndim > 2 and not target.is_floating_point() and outputs.shape[2:] == outputs.shape[1:-1]
@@ -322,8 +321,7 @@ def check_shares(name: str, target: Tensor) -> None:
     "`ValueError` unless all targets lie between 0 and 1."
     if ((target >= 0) & (target <= 1)).all(): return
     hint = ": for labels 1 and -1 give (y + 1) / 2" if target.min() == -1 and target.max() == 1 else ""
-    raise ValueError(f"targets of {name} must lie between 0 and 1, found {target.min():.3g} .. {target.max():.3g}"
-                     f"{hint}")
+    raise ValueError(f"targets of {name} must be between 0 and 1, found {target.min():.3g} .. {target.max():.3g}{hint}")
 
 def check_weights(name: str, outputs: Tensor, *weights: Tensor | None) -> None:
     "`ValueError` for weights that belong to the examples of one batch, or to other outputs."
