@@ -112,7 +112,8 @@ def ladder_data(
     *,
     seed: int = 0,  # of the draw, below 10,000
     embed: int | None = None,  # dimensions to put the plane into; None: stay in it
-    n_train: int = 240,  # points that are trained on
+    noise: float = .03,  # standard deviation along each further dimension, in units of the data's
+    n_train: int | None = None,  # points that are trained on; None: 240 in the plane, 1,000 in more dimensions
     n_test: int = 960,  # further points
 ) -> ClassificationData:
     "A data set of known complexity, in the plane or rotated into more dimensions."
@@ -121,15 +122,17 @@ def ladder_data(
     if q not in ladder.rungs: raise ValueError(f"{family} has the rungs {ladder.rungs} ({ladder.counts}), got q={q}")
     if not 0 <= seed < _TEST - _TRAIN: raise ValueError(f"seed must be between 0 and 9999, got {seed}")
     if embed is not None and embed < 3: raise ValueError(f"embed must be at least 3 dimensions or None, got {embed}")
+    if not noise >= 0: raise ValueError(f"noise must not be negative, got {noise}")
+    if n_train is None: n_train = 1000 if embed else 240
     if min(n_train, n_test) < 20: raise ValueError(f"at least 20 points are needed, got {n_train} and {n_test}")
     shared = np.random.RandomState(_SHARED + seed)
     phase, rotation = shared.uniform(0, 2 * math.pi), np.linalg.qr(shared.normal(size=(embed or 2,) * 2))[0]
-    parts, noise = [], None
+    parts, width = [], None
     for first, n in ((_TRAIN, n_train), (_TEST, n_test)):
         state = np.random.RandomState(first + seed)
         X, y = ladder.draw(q, n, phase, state)
-        noise = noise or .1 * X.std()
-        if embed: X = np.concatenate([X, noise * state.normal(size=(n, embed - 2))], 1) @ rotation
+        width = width or noise * X.std()
+        if embed: X = np.concatenate([X, width * state.normal(size=(n, embed - 2))], 1) @ rotation
         parts += [torch.from_numpy(X.astype(np.float32)), torch.from_numpy(y.astype(np.int64))]
     names = tuple(str(c) for c in range(ladder.n_classes))
     return ClassificationData(f"{family}-{q}" + (f"-d{embed}" if embed else ""), *parts, ladder.n_classes, names, seed)
