@@ -259,7 +259,8 @@ COLUMNS = {
 }
 NAMES = ("key", "family", "q", "network", "dim", "seed", "level", "init", "scale", "loss", "train_accuracy")
 HEADER = (*NAMES, *(c for group in COLUMNS.values() for c in group))
-MEASURES = ("complexity", "boundary_rank", "outliers_mirror", "outliers_gap", "lambda_1", "trace", "param_norm",
+MEASURES = ("test_accuracy", "complexity", "boundary_rank", "outliers_mirror", "outliers_gap", "lambda_1", "trace",
+            "param_norm",
             *COLUMNS["points"][:4], "length", "turning")
 
 
