@@ -14,7 +14,6 @@ the package mnist1d. Each network is trained here: another machine gives others,
 import argparse
 import csv
 import importlib
-import importlib.util
 import math
 import os
 import sys
@@ -32,6 +31,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
+from hessnb.boundary.complexity import boundary_complexity
 from hessnb.boundary.curves import BoundaryCurves, trace_boundary
 from hessnb.boundary.gradients import gradient_cosines
 from hessnb.boundary.points import boundary_points
@@ -241,10 +241,9 @@ def points(net: Network) -> dict:
 
 
 def complexity(net: Network) -> dict:
-    "The measure of the library; `measure_all` leaves it out where this version has none."
-    boundary_complexity = importlib.import_module("hessnb.boundary.complexity").boundary_complexity
+    "The measure of the library: the count, and the effective dimension before it is rounded."
     found = boundary_complexity(net.objective, net.X, generator=net.generator)
-    return dict(zip(COLUMNS["complexity"], (found.value, *found.interval)))
+    return dict(zip(COLUMNS["complexity"], (found.value, found.dimension, *found.interval)))
 
 
 GROUPS: dict[str, Callable[[Network], dict]] = {f.__name__: f for f in (basics, curvature, plane, points, complexity)}
@@ -255,11 +254,11 @@ COLUMNS = {
                   "mirror_truncated", "outliers_gap", "gap_low", "gap_high", "gap_truncated"),
     "plane": ("length", "turning"),
     "points": (*(f"linkage_{share:g}" for share in LINKS), "linkage_gap", "boundary_rank"),
-    "complexity": ("complexity", "complexity_low", "complexity_high"),
+    "complexity": ("complexity", "complexity_dimension", "complexity_low", "complexity_high"),
 }
 NAMES = ("key", "family", "q", "network", "dim", "seed", "level", "init", "scale", "loss", "train_accuracy")
 HEADER = (*NAMES, *(c for group in COLUMNS.values() for c in group))
-MEASURES = ("test_accuracy", "complexity", "boundary_rank", "outliers_mirror", "outliers_gap", "lambda_1", "trace",
+MEASURES = ("test_accuracy", "complexity", "complexity_dimension", "boundary_rank", "outliers_mirror", "outliers_gap", "lambda_1", "trace",
             "param_norm",
             *COLUMNS["points"][:4], "length", "turning")
 
@@ -420,7 +419,6 @@ def train_all(todo: list[Setting], args: argparse.Namespace) -> None:
 
 def measure_all(todo: list[Setting], args: argparse.Namespace) -> None:
     rows, done = read(args.out), 0
-    here = [g for g in args.groups if g != "complexity" or importlib.util.find_spec("hessnb.boundary.complexity")]
     for setting in todo:
         path = args.models / f"{setting.key}.pt"
         if not path.exists(): continue
@@ -430,7 +428,7 @@ def measure_all(todo: list[Setting], args: argparse.Namespace) -> None:
             row = rows.get(names["key"], {})
             if number(row.get("loss")) != names["loss"]:
                 row = dict.fromkeys(HEADER, "")  # of no network, or another one
-            groups = [g for g in here if row[COLUMNS[g][0]] == ""]
+            groups = [g for g in args.groups if row[COLUMNS[g][0]] == ""]
             if not groups: continue
             if done == args.limit: return
             began, done = time.perf_counter(), done + 1
