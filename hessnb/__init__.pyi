@@ -23,6 +23,7 @@ from .boundary.measure import (
 from .boundary.directions import effective_directions as effective_directions, resolve_measure as resolve_measure
 from .boundary.complexity import boundary_complexity as boundary_complexity
 from .boundary.margin import estimate_margin as estimate_margin
+from .boundary.margin_profile import margin_profile as margin_profile
 from .boundary.probe import eigenvector_table as eigenvector_table
 from .boundary.examine import examine as examine
 from .boundary.compare import compare_minima as compare_minima
