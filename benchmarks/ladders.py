@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from hessnb.boundary.complexity import boundary_complexity
 from hessnb.boundary.curves import BoundaryCurves, trace_boundary
+from hessnb.boundary.directions import resolve_measure
 from hessnb.boundary.gradients import gradient_cosines
 from hessnb.boundary.points import boundary_points
 from hessnb.curvature.hessian import HessianOperator
@@ -176,7 +177,7 @@ class Network:
     @property
     def generator(self) -> torch.Generator: return torch.Generator().manual_seed(self.seed)
 
-    @property
+    @cached_property
     def objective(self) -> Objective: return Objective(self.model, (self.X, self.data.y_train))
 
 
@@ -246,7 +247,14 @@ def complexity(net: Network) -> dict:
     return dict(zip(COLUMNS["complexity"], (found.value, found.dimension, *found.interval)))
 
 
-GROUPS: dict[str, Callable[[Network], dict]] = {f.__name__: f for f in (basics, curvature, plane, points, complexity)}
+def directions(net: Network) -> dict:
+    "Effective directions of the training gradients over the eigenvectors, and their certified lower bound."
+    found = resolve_measure(HessianOperator(net.objective), net.X, tol=.1, max_pairs=200, max_matvecs=800).directions
+    return dict(directions=found.value, directions_low=found.bounds[0])
+
+
+GROUPS: dict[str, Callable[[Network], dict]] = {
+    f.__name__: f for f in (basics, curvature, plane, points, complexity, directions)}
 COLUMNS = {
     "basics": ("test_accuracy", "param_norm"),
     "curvature": ("lambda_1", "negative", "n_converged", "trace", "trace_error", "outliers_mirror", "mirror_low",
@@ -255,11 +263,12 @@ COLUMNS = {
     "plane": ("length", "turning"),
     "points": (*(f"linkage_{share:g}" for share in LINKS), "linkage_gap", "boundary_rank"),
     "complexity": ("complexity", "complexity_dimension", "complexity_low", "complexity_high"),
+    "directions": ("directions", "directions_low"),
 }
 NAMES = ("key", "family", "q", "network", "dim", "seed", "level", "init", "scale", "loss", "train_accuracy")
 HEADER = (*NAMES, *(c for group in COLUMNS.values() for c in group))
-MEASURES = ("test_accuracy", "complexity", "complexity_dimension", "boundary_rank", "outliers_mirror", "outliers_gap",
-            "lambda_1", "trace", "param_norm", *COLUMNS["points"][:4], "length", "turning")
+MEASURES = ("test_accuracy", "complexity", "complexity_dimension", "boundary_rank", "directions", "outliers_mirror",
+            "outliers_gap", "lambda_1", "trace", "param_norm", *COLUMNS["points"][:4], "length", "turning")
 
 
 def read(out: Path) -> dict[str, dict]:

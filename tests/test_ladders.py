@@ -1,4 +1,5 @@
 "Ladders: training at once is training one by one, rescaling keeps the function, the script goes on and counts right."
+import csv
 import importlib.util
 import itertools
 import math
@@ -257,3 +258,44 @@ def test_script_lists(script, capsys):
     plane = sum(len(ladder.rungs) for ladder in LADDERS.values())
     assert len(set(keys)) == len(keys) == 4 * plane + 11 + 3 * 11
     with pytest.raises(SystemExit, match="no families"): script.main(["list", "--families", "rings"])
+
+
+def stored():
+    "The committed table, row by row."
+    with open(SCRIPT.parent.parent / "nbs" / "results" / "ladders.csv", newline="") as f: return list(csv.DictReader(f))
+
+
+def counted(x, q):
+    "Somers' D given the rung, by counting pairs: a second implementation."
+    right = pairs = 0
+    for a, p in zip(x, q):
+        for b, r in zip(x, q):
+            if p < r: right, pairs = right + (a < b) - (a > b), pairs + 1
+    return right / pairs
+
+
+def test_taus_of_the_stored_table(script):
+    "Every family, loss and initialisation in the plane: the statistic twice, and what the page promises."
+    rows = [r for r in stored() if r["dim"] == "2" and float(r["scale"]) == 1 and r["complexity_dimension"]]
+    cells = {}
+    for r in rows: cells.setdefault((r["family"], float(r["level"]), float(r["init"])), []).append(r)
+    assert len({family for family, _, _ in cells}) == 8
+    for key, mine in cells.items():
+        q, x = ([float(r[name]) for r in mine] for name in ("q", "complexity_dimension"))
+        tau = script.rung_tau(x, q, [r["seed"] for r in mine])
+        assert tau.value == pytest.approx(counted(x, q), abs=1e-12) and tau.value > .9, (key, tau)
+        assert len(mine) == 10 * len(set(q)), key
+        assert all(float(r["complexity_low"]) <= a <= float(r["complexity_high"]) for a, r in zip(x, mine))
+        assert all(float(r["complexity"]) == round(a) for a, r in zip(x, mine))
+
+
+def test_rescaled_networks_in_the_stored_table():
+    "A layer times 1/5 and 5: the same count, to the last digit that rounding leaves."
+    rows = {tuple(r[k] for k in ("family", "q", "dim", "seed", "level", "init", "scale")): r for r in stored()}
+    found = 0
+    for key, r in rows.items():
+        if float(r["scale"]) == 1: continue
+        usual = rows[(*key[:-1], next(s for *_, s in rows if float(s) == 1))]
+        assert float(r["complexity_dimension"]) == pytest.approx(float(usual["complexity_dimension"]), rel=1e-4)
+        found += 1
+    assert found > 100

@@ -52,16 +52,17 @@ def test_reference_networks(name):
         assert value == pytest.approx(truth.quantile(q).item(), rel=.06), q
 
 
-def test_intervals_cover():
-    "Over 40 draws of the examples; the median and two percentiles of the distribution."
+@pytest.mark.parametrize("n", [15, pytest.param(150, marks=pytest.mark.slow)])
+def test_intervals_cover(n):
+    "Over draws of 100 examples; the median and two percentiles of the distribution."
     model, X, y, truth = linear(3, 4, 30_000)
     inside = torch.zeros(3)
-    for draw in torch.arange(4_000).split(100):
+    for draw in torch.arange(100 * n).split(100):
         profile = margin_profile(model, X[draw], data=(X[draw], y[draw]), levels=(.1, .25, .5), n_exact=0, tol=1e-2,
                                  n_searched=10)
         for i, q in enumerate(profile.levels):
             inside[i] += bool(profile.intervals[i, 0] <= truth.quantile(q) <= profile.intervals[i, 1])
-    assert (inside / 40 > .95 - .02 - 2.6 * (.95 * .05 / 40) ** .5).all(), inside / 40
+    assert (inside / n > .95 - .02 - 2.6 * (.95 * .05 / n) ** .5).all(), inside / n
 
 
 @pytest.mark.parametrize("keywords, message", [(dict(levels=(1.,)), "levels must lie"), (dict(levels=()), "levels"),

@@ -121,7 +121,7 @@ def radii(model, x, angles, reach=6., n=600):
     return high
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(s, marks=pytest.mark.slow) for s in (3, 4, 5))])
 def test_piecewise_linear(seed):
     "ReLU networks of the plane against every direction, the best ones in finer steps."
     with torch.random.fork_rng():

@@ -64,8 +64,8 @@ def _directions(e: Any) -> str:
     return f"{value:.3g}" if low > value / 1.1 else f"{value:.3g} ({at_least(low, '.3g')})"
 
 def _complexity(e: Any) -> str:
-    "The count, and the interval of what it is rounded from."
-    return f"{e.complexity.value} ({e.complexity.interval[0]:.1f} to {e.complexity.interval[1]:.1f})"
+    "The effective dimension, and its interval."
+    return f"{e.complexity.dimension:.1f} ({e.complexity.interval[0]:.1f} to {e.complexity.interval[1]:.1f})"
 
 def _outliers(e: Any) -> str:
     "The number, and its range for other constants of the criterion."

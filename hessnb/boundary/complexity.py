@@ -206,8 +206,8 @@ def _judged(
               for _ in range(_HALVES)]
     spread = torch.tensor([effective_dimension(K[half][:, half], resolution) for half in halves]).std().item()
     reach = NormalDist().inv_cdf((1 + level) / 2) * spread
-    seen = {tuple(pair) for pair in points.class_pairs.tolist()}
-    unseen = tuple(pair for pair in torch.combinations(classes.sort().values).tolist() if tuple(pair) not in seen)
+    seen = {tuple(pair) for pair in points.class_pairs.cpu().tolist()}
+    unseen = tuple(pair for pair in torch.combinations(classes.sort().values).cpu().tolist() if tuple(pair) not in seen)
     return BoundaryComplexity(max(1, round(dimension)), dimension, (max(1., dimension - reach), dimension + reach),
                               level, resolution, shares, vectors.T.flip(0).square(), K, points,
                               tuple(map(tuple, unseen)), n_undefined)
