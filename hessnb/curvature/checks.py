@@ -112,7 +112,7 @@ def _stored(data: Any, depth: int = 8) -> list:
     if depth == 0 or isinstance(data, (str, bytes)): return []
     if isinstance(data, Mapping): parts = data.values()
     elif isinstance(data, (tuple, list)): parts = data
-    else: parts = [getattr(data, name, None) for name in ("tensors", "dataset", "datasets")]
+    else: parts = [getattr(data, name) for name in ("tensors", "dataset", "datasets") if hasattr(data, name)]
     return [t for part in parts for t in _stored(part, depth - 1)]
 
 def _beside(data: Any, depth: int = 4) -> list:
