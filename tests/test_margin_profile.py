@@ -76,3 +76,13 @@ def test_a_regression_has_none():
     X = randn(20, 3)
     with pytest.raises((TypeError, ValueError), match="class"):
         margin_profile(nn.Linear(3, 1).double(), X, data=(X, X[:, :1]), loss=nn.MSELoss())
+
+
+@pytest.mark.parametrize("N", [20, 150])
+def test_no_other_class_is_met(N):
+    "A model that says the same everywhere: every distance is infinite, none is NaN."
+    model = nn.Linear(2, 3).double()
+    with torch.no_grad(): model.weight.zero_(); model.bias.copy_(torch.tensor([1., 0., 0.]))
+    X = randn(N, 2)
+    profile = margin_profile(model, X, data=(X, torch.zeros(N).long()))
+    assert all(value > 1e300 for value in profile.values.tolist()), profile

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .gradients import ReinforcingGradients
-from .points import BoundaryPoints, boundary_points, nearest_segments
+from .points import BoundaryPoints, confirmed_crossings, in_turn, nearest_segments
 from .search import check_inputs, check_known, known_classes
 from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
@@ -37,12 +37,7 @@ def _shuffled_segments(
     some = shuffle(len(y))[:_EXAMPLES]
     ends = some[nearest_segments(X[some], y[some], len(some) ** 2)]
     ends = ends[shuffle(len(ends))]
-    pair = y[ends].sort(1).values.unique(dim=0, return_inverse=True)[1]
-    order = pair.argsort(stable=True)
-    place = torch.empty_like(order)
-    starts = pair.bincount().cumsum(0) - pair.bincount()
-    place[order] = torch.arange(len(order), device=y.device) - starts[pair[order]]  # first, second, ... of its pair
-    return ends[place.argsort(stable=True)][:n]
+    return ends[in_turn(y[ends])][:n]
 
 # %% ../../nbs/boundary/10_complexity.ipynb #c0000012
 _BUCKETS = 2**14  # numbers that a long tensor is hashed into
@@ -167,7 +162,8 @@ def boundary_complexity(
     if not 0 < resolution < 1: raise ValueError(f"resolution must be a share in (0, 1), got {resolution}")
     if not 0 < level < 1: raise ValueError(f"level must lie in (0, 1), got {level}")
     if n < 4: raise ValueError(f"n must be at least 4 boundary points, for an interval takes halves of them; got {n}")
-    objective, generator = as_objective(objective, data, loss=loss, unpack=unpack), generator or _seeded()
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
+    generator = generator or torch.Generator("cpu").manual_seed(0)
     X = check_inputs(objective, X)
     y = known_classes(objective.logits(X))
     check_known(y)
@@ -175,7 +171,7 @@ def boundary_complexity(
     if len(classes) < 2:
         raise ValueError(f"all {len(y)} examples are predicted as class {classes[0].item()}: give examples on both "
                          "sides of the boundary")
-    points = boundary_points(objective, X, pairs=_shuffled_segments(X, y, n, generator))
+    points = confirmed_crossings(objective, X, y, _shuffled_segments(X, y, n, generator))
     if not len(points): raise ValueError("no crossing of the boundary was confirmed between examples of two classes")
     K = balanced_cosines(objective, points.points, chunk_bytes)
     kept = ~K.diagonal().isnan()
@@ -187,8 +183,6 @@ def _only(points: BoundaryPoints, kept: Tensor) -> BoundaryPoints:
     "Those where `kept` `(n,)` is true."
     rows = ("points", "inside", "classes", "examples", "t", "width", "lengths")
     return replace(points, **{name: getattr(points, name)[kept.to(points.t.device)] for name in rows})
-
-def _seeded() -> torch.Generator: return torch.Generator("cpu").manual_seed(0)
 
 # %% ../../nbs/boundary/10_complexity.ipynb #c0000020
 _HALVES = 64  # random halves of the points that the interval is read off

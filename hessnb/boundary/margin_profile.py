@@ -25,7 +25,7 @@ from ..curvature.objective import Objective, as_objective
 class MarginProfile:
     "Percentiles of the examples' distances to the decision boundary."
     levels: tuple[float, ...]  # shares of the examples that lie nearer, in [0, 1]; 0 is the smallest distance
-    values: Tensor  # `(m,)` float64, distances, input units
+    values: Tensor  # `(m,)` float64, distances, input units; infinite where no other class was met
     intervals: Tensor  # `(m, 2)` float64, over the draw of the examples
     level: float  # of the intervals
     ratios: tuple[float, float]  # quartiles of searched over first-order distance
@@ -57,10 +57,14 @@ def _rank_interval(p: float, n: int, level: float) -> tuple[int, int]:
     low, high = int((below < (1 - level) / 2).sum()), int((below < (1 + level) / 2).sum())
     return max(low - 1, 0), min(high, n - 1)
 
+def _ratios(first: Tensor, at: Tensor) -> Tensor:
+    "Searched over first-order distance; 1 where there is nothing to correct: on the boundary, or no other class met."
+    return torch.where((first > 0) & at.isfinite(), at / first, 1.)
+
 def _mixture(first: Tensor, at: Tensor, n: int = 5) -> Tensor:  # `(n * N,)`
     "Distances in order, `n` for each example: the searched one, or the first-order one times the ratios nearby."
     known = (~at.isnan()).nonzero()[:, 0]
-    ratio = torch.where(first[known] > 0, at[known] / first[known], 1.)
+    ratio = _ratios(first[known], at[known])
     near = (torch.arange(len(at))[:, None] - known).abs().topk(min(n, len(known)), largest=False).indices
     return torch.where(at.isnan()[:, None], first[:, None] * ratio[near], at[:, None]).flatten().sort().values
 
@@ -68,7 +72,8 @@ def _quantile(mixture: Tensor, q: float, n: int) -> float:
     "As `torch.quantile` of `n` distances, whose ranks are the middles of their shares of the mixture."
     place = (q * (n - 1) + .5) / n * len(mixture) - .5
     i = min(max(math.floor(place), 0), len(mixture) - 1)
-    return torch.lerp(mixture[i], mixture[min(i + 1, len(mixture) - 1)], min(max(place - i, 0.), 1.)).item()
+    low, high, part = mixture[i].item(), mixture[min(i + 1, len(mixture) - 1)].item(), min(max(place - i, 0.), 1.)
+    return low if low == high else low + part * (high - low)  # both may be infinite
 
 # %% ../../nbs/boundary/13_margin_profile.ipynb #d0000010
 @own_modes()
@@ -106,8 +111,7 @@ def margin_profile(
     values = [_quantile(mixture, q, n) if q > 0 else distances.min().item() for q in levels]
     intervals = [tuple(_quantile(mixture, rank / (n - 1), n) for rank in pair) if q > 0 else (0., value)
                  for q, pair, value in zip(levels, ends, values)] if n > 1 else [(0., values[0])] * len(levels)
-    ratio = (distances / first[searched])[first[searched] > 0]
-    ratios = tuple(ratio.quantile(ratio.new_tensor([.25, .75])).tolist()) if len(ratio) else (1., 1.)
+    ratios = tuple(_ratios(first[searched], distances).quantile(distances.new_tensor([.25, .75])).tolist())
     return MarginProfile(levels, torch.tensor(values).double(), torch.tensor(intervals).double(), level, ratios, first,
                          searched, distances, exact, paths.n_forward + found.n_forward,
                          paths.n_backward + found.n_backward)

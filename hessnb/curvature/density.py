@@ -20,7 +20,7 @@ from .eigenpairs import EigenPairs, doubt
 from .entry import as_operator
 from .krylov import gaussian_rows, tridiagonalize
 from .operator import Operator, verification, whole
-from .trace import TraceEstimate, check_pairs, standard_error, student_quantile
+from .trace import TraceEstimate, check_pairs, standard_error, student_quantile, taken_out
 
 # %% ../../nbs/curvature/28_density.ipynb #a04295a8
 @dataclass(frozen=True, eq=False)
@@ -159,14 +159,12 @@ def spectral_density(
     if why: warnings.warn(f"the density is not to be trusted: {why}", stacklevel=3)
     generator = generator or torch.Generator().manual_seed(0)
     explore = explore and k == 0 and n_probes > 3
-    if explore: known, V = _resolved(op, generator, min(n_steps, n))
-    elif pairs is None: known, V = torch.empty(0), torch.empty(0, n, dtype=op.dtype, device=op.device)
-    else: known, V = pairs.values, pairs.vectors.to(op.device, op.dtype)
+    known, V = _resolved(op, generator, min(n_steps, n)) if explore else taken_out(op, pairs)
     rules = [quadrature(op, V, generator, min(n_steps, n - len(V))) for _ in range(n_probes - explore)]
     m = max(len(nodes) for nodes, _ in rules)
     nodes = torch.stack([torch.cat([t, t[-1:].expand(m - len(t))]) for t, _ in rules])
     weights = torch.stack([torch.cat([w, w.new_zeros(m - len(w))]) for _, w in rules])
-    return SpectralDensity(nodes, weights, known.double().cpu(), n, op.n_matvecs - before)
+    return SpectralDensity(nodes, weights, known, n, op.n_matvecs - before)
 
 def _resolved(op: Operator, generator: torch.Generator, n_steps: int) -> tuple[Tensor, Tensor]:  # `(k,)`, `(k, P)`
     "Eigenpairs that a chain from a random start has found to a ten-thousandth of the eigenvalue; not all of them."
