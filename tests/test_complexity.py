@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from conftest import F64, build, seeded
+from hessnb.boundary import complexity
 from hessnb.boundary.complexity import balanced_cosines, boundary_complexity, effective_dimension
 from hessnb.boundary.points import boundary_points
 from hessnb.curvature.objective import Objective
@@ -198,3 +199,12 @@ def test_no_parameter_moves_the_boundary():
     X, y = ring()
     with pytest.raises(ValueError, match="no parameter moves the boundary"):
         boundary_complexity(Shared(), X, data=(X, y))
+
+
+def test_hashing_keeps_what_is_orthogonal_orthogonal():
+    "Two rows of ones that share no entry: without random signs, entries that meet in a bucket would all add up."
+    rows = torch.zeros(2, 100_000, dtype=F64)
+    rows[0, :50_000] = rows[1, 50_000:] = 1
+    hashed = complexity._hashed(rows, 0)
+    sizes, cosine = hashed.norm(dim=1) / rows.norm(dim=1), hashed[0] @ hashed[1] / 50_000
+    assert hashed.shape == (2, 2**14) and ((sizes - 1).abs() < .05).all() and abs(cosine) < .05
