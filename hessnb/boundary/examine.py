@@ -222,7 +222,7 @@ def examine(
     progress: bool | Callable[[int, int], bool | None] = False,  # as in `top_eigenpairs`; asked during each search
     **kwargs,  # for a model, as for `Objective`: params, unpack, batch_size, ...
 ) -> Examination:
-    "Eigenpairs, outliers, trace, effective directions, the paper's measure, class structure and margin of one network."
+    "Boundary directions and margin, eigenpairs, outliers, trace, alignments and class structure of one network."
     start = time.perf_counter()
     if k < 3: raise ValueError(f"k must be at least 3 to tell outliers from the bulk, got {k}")
     check_options(kwargs, examine, Objective)
