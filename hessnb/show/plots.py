@@ -215,17 +215,17 @@ def plot_comparison(
     comparison: Comparison,
     ax: Axes | None = None,
 ) -> Axes:
-    "Margin against effective directions, one mark for each minimum, on logarithmic axes."
-    ax, found = axes_or_new(ax), {name: e for name, e in comparison.examinations.items() if e.resolved and e.margin}
-    if not found: raise ValueError("no minimum has both effective directions and a margin: there is nothing to compare")
-    xs, lows = [e.directions.value for e in found.values()], [e.directions.bounds[0] for e in found.values()]
+    "Margin against boundary directions, one mark for each minimum, on logarithmic axes."
+    ax, found = axes_or_new(ax), {name: e for name, e in comparison.examinations.items() if e.complexity and e.margin}
+    if not found: raise ValueError("no minimum has both boundary directions and a margin: there is nothing to compare")
+    xs, ends = [e.complexity.dimension for e in found.values()], [e.complexity.interval for e in found.values()]
     ys = [e.margin.value for e in found.values()]
-    for i, (name, x, low, y) in enumerate(zip(found, xs, lows, ys)):
+    for i, (name, x, (low, high), y) in enumerate(zip(found, xs, ends, ys)):
         color = class_color((4, 5, 2, 3, 0, 1)[i % 6])
-        ax.errorbar(x, y, xerr=[[x - low], [0]], fmt="o", ms=8, capsize=3, color=color)
+        ax.errorbar(x, y, xerr=[[x - low], [high - x]], fmt="o", ms=8, capsize=3, color=color)
         ax.annotate(label_text(name), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
     ys = [y for y in ys if np.isfinite(y)]
-    ax.set(xscale="log", yscale="log", xlim=(min(lows) / 1.3, max(xs) * 1.8), xlabel="effective directions",
+    ax.set(xscale="log", yscale="log", xlim=(min(ends)[0] / 1.3, max(xs) * 1.8), xlabel="boundary directions",
            ylabel="margin (input units)", title="Simple and wide is top left")
     if ys: ax.set_ylim(min(ys) / 1.5, max(ys) * 1.8)
     _plain_logarithms(ax)
