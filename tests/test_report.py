@@ -13,7 +13,7 @@ from hessnb.cli import main
 
 KEYS = {"n_params", "train_accuracy", "test_accuracy", "train_loss", "eigenvalues", "residuals", "converged",
         "n_matvecs", "trace", "n_outliers", "measure", "margin", "effective_directions", "density", "class_structure",
-        "outliers", "most_negative"}
+        "outliers", "most_negative", "boundary_complexity"}
 
 
 def run(*args): return main(["report", *args, "--quiet"])
@@ -35,7 +35,26 @@ def check_report(folder, dataset, kinds, k):
     assert not re.search(r"""(src|href)=["'](?!data:image|https://arxiv\.org)""", page), "not self-contained"
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower().replace("&nan", "")
     assert all(kind.replace("_", "-") in page for kind in kinds)
+    check_verdict(page, numbers)
     return page
+
+
+def check_verdict(page, numbers):
+    "Two or more minima: the verdict stands once, above the table, and fits the numbers; of one nothing is said."
+    first = page.index("<h2>At a glance")
+    if len(numbers["minima"]) == 1:
+        assert numbers["verdict"] == "" and 'class="verdict">' not in page and "Bold:" not in page
+        assert "top left" not in page and "simplest" not in page
+        return
+    said = re.search(r'<p class="verdict">(.*?)</p>', page[:first])[1]
+    assert said[1:].startswith(numbers["verdict"][1:]) and page.count(numbers["verdict"][1:]) == 1
+    for m in numbers["minima"].values():
+        c = m["boundary_complexity"]
+        low, high = c["interval"]
+        assert low <= c["dimension"] <= high and c["n_points"] > 4 and len(c["directions"]) == c["value"]
+        assert f"take {c['dimension']:.1f} directions (95% interval {low:.1f} to {high:.1f}" in page
+        assert m["columns"]["boundary_low"] == low and m["columns"]["boundary_high"] == high
+    assert page.index("boundary directions</th>") < page.index("margin</th>") < page.index("effective directions</th>")
 
 
 @pytest.mark.parametrize("dataset,kinds,k", [("gauss", ["normal", "large_norm"], 10), ("intro1d", ["normal"], 4),
@@ -44,6 +63,7 @@ def test_report(tmp_path, dataset, kinds, k, capsys):
     assert run(dataset, "--minima", *kinds, "--k", str(k), "--out", str(tmp_path / "r")) == 0
     assert capsys.readouterr().out.strip() == str((tmp_path / "r" / "index.html").resolve())
     page = check_report(tmp_path / "r", dataset, kinds, k)
+    if len(kinds) > 1: assert re.search(r"Normal is simpler \(4\.\d \[.*\) and wider \(margin 0\.36\d aga", page)
     assert ("t-SNE" in page) == (dataset == "iris")
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["index.html", "summary.json"]
 

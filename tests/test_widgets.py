@@ -330,6 +330,10 @@ class TestMinimaComparer:
             theta = e.objective.theta + 1.5 * e.pairs.vectors[1] / e.pairs.values[1].abs().sqrt()
             assert view.numbers[name]["loss"] == pytest.approx(e.objective.value(theta), rel=1e-9)
             assert f"{e.objective.value(theta):.3g}" in view.readout.value
+            low, high = e.complexity.interval
+            assert f"{e.complexity.dimension:.1f} [{low:.1f}, {high:.1f}]" in view.readout.value
+        heads = [view.readout.value.index(head) for head in ("boundary directions", "margin", "effective directions")]
+        assert heads == sorted(heads)
         view.slider.value = 0
         assert [p.value for p in view.pictures] == rest
         view.close()

@@ -65,7 +65,7 @@ def _directions(e: Any) -> str:
 
 def _complexity(e: Any) -> str:
     "The effective dimension, and its interval."
-    return f"{e.complexity.dimension:.1f} ({e.complexity.interval[0]:.1f} to {e.complexity.interval[1]:.1f})"
+    return f"{e.complexity.dimension:.1f} [{e.complexity.interval[0]:.1f}, {e.complexity.interval[1]:.1f}]"
 
 def _outliers(e: Any) -> str:
     "The number, and its range for other constants of the criterion."
