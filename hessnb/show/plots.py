@@ -222,7 +222,7 @@ def plot_comparison(
     ys = [e.margin.value for e in found.values()]
     for i, (name, x, (low, high), y) in enumerate(zip(found, xs, ends, ys)):
         color = class_color((4, 5, 2, 3, 0, 1)[i % 6])
-        ax.errorbar(x, y, xerr=[[x - low], [high - x]], fmt="o", ms=8, capsize=3, color=color)
+        ax.errorbar(x, y, xerr=[[max(x - low, 0)], [max(high - x, 0)]], fmt="o", ms=8, capsize=3, color=color)
         ax.annotate(label_text(name), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
     ys = [y for y in ys if np.isfinite(y)]
     ax.set(xscale="log", yscale="log", xlim=(min(ends)[0] / 1.3, max(xs) * 1.8), xlabel="boundary directions",
