@@ -208,3 +208,35 @@ def test_hashing_keeps_what_is_orthogonal_orthogonal():
     hashed = complexity._hashed(rows, 0)
     sizes, cosine = hashed.norm(dim=1) / rows.norm(dim=1), hashed[0] @ hashed[1] / 50_000
     assert hashed.shape == (2, 2**14) and ((sizes - 1).abs() < .05).all() and abs(cosine) < .05
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5])
+def test_varimax_finds_the_groups(groups):
+    "Points that load on one column each, turned at random; and two groups that straddle a column, a saddle."
+    which = torch.arange(60) % groups
+    sparse = nn.functional.one_hot(which).to(F64) * (1 + which[:, None])
+    for seed in range(3):
+        turn = torch.linalg.qr(torch.randn(groups, groups, generator=seeded(seed), dtype=F64)).Q
+        found = complexity.varimax(sparse @ turn).abs()
+        found = found[:, found.square().sum(0).argsort()]
+        torch.testing.assert_close(found, sparse, rtol=1e-4, atol=1e-4)
+    straddling = torch.tensor([[.9, .4], [.9, -.4]], dtype=F64).repeat(20, 1)
+    assert complexity.varimax(straddling).square().var(0).sum() > 10 * straddling.square().var(0).sum() + .1
+
+
+def test_each_direction_is_a_piece_that_eigenvectors_carry():
+    "Three classes around the middle: three pieces, one for each pair; what carries them, by plain autograd."
+    X, y = ring(q=3, n=3, per=25, n_classes=3)
+    model = trained(lambda: mlp(c=3), X, y)
+    found = boundary_complexity(model, X, data=(X, y))
+    first = found.directions[:3]
+    assert sorted(d.classes for d in first) == [(0, 1), (0, 2), (1, 2)] and min(d.purity for d in first) > .7
+    assert math.isclose(sum(d.share for d in found.directions), found.shares[:found.value].sum().item(), rel_tol=1e-9)
+    V = torch.linalg.qr(torch.randn(sum(p.numel() for p in model.parameters()), 4, generator=seeded(2), dtype=F64)).Q.T
+    rows = []
+    for point, label in zip(found.points.points, model(found.points.points).argmax(1)):  # one by one, ties turn over
+        loss = nn.functional.cross_entropy(model(point[None]), label[None])
+        rows.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+    squares = nn.functional.normalize(torch.stack(rows), dim=1) @ V.T
+    expected = found.loadings.T.square() / found.loadings.square().sum(0)[:, None] @ squares.square()
+    torch.testing.assert_close(found.carried_by(Objective(model, (X, y)), V), expected, rtol=1e-6, atol=1e-9)
