@@ -388,8 +388,8 @@ EXPERIMENTS: dict[str, tuple[Callable[[str, int], Rows], tuple[str, ...], int]] 
     "within": (within, ("normal", "within", "uniform"), 4),
     "coherence": (coherence, ("gauss", "hierarchical", "digits"), 5),
     "rebuilt": (rebuilt, POINTS, 5),
-    "digits": (digits, tuple(f"{t}/{s}" for t in TRIPLES for s in ("normal", "adversarial")), 3),
-    "images": (images, ("lenet5/127", "lenet5/017", "resnet18/127"), 3),
+    "digits": (digits, tuple(f"{t}/{s}" for t in TRIPLES for s in ("normal", "adversarial")), 2),
+    "images": (images, ("lenet5/127", "lenet5/017", "resnet18/127"), 2),
 }
 
 
