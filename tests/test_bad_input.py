@@ -268,8 +268,7 @@ def test_k(k, error, message):
     (dict(tol=0), ValueError, "tol must be positive, got 0"), (dict(tol=-1.), ValueError, "tol must be positive"),
     (dict(tol=float("nan")), ValueError, "tol must be positive"), (dict(max_matvecs=2), ValueError,
      "max_matvecs=2 cannot give k=3 pairs: at least one product each"),
-    (dict(basis_bytes=5000), ValueError,
-     r"basis_bytes=5,000 holds 10 vectors of 60 numbers; k=3 needs at least 15: raise it or ask for fewer pairs"),
+    (dict(basis_on="cloud"), ValueError, "basis_on must be 'auto', 'device', 'host' or 'disk', got 'cloud'"),
     (dict(basis_bytes=0), ValueError, "basis_bytes must be at least 1, got 0")])
 def test_options(kwargs, error, message):
     op = prescribed(np.linspace(-1, 2, 60))

@@ -101,7 +101,8 @@ def test_gauss_newton_and_fisher(gpu, budget):
     assert drawn.matvec(v).device == gpu and torch.equal(drawn.matvec(v), drawn.matvec(v))
 
 
-SEARCHES = [{}, dict(which="LM"), dict(which="BE"), dict(basis_bytes=20 * 44 * 8), dict(start=torch.eye(44)[:3])]
+SEARCHES = [{}, dict(which="LM"), dict(which="BE"), dict(basis_bytes=20 * 44 * 8), dict(basis_on="host"),
+            dict(basis_on="disk"), dict(start=torch.eye(44)[:3])]
 
 
 @pytest.mark.parametrize("kwargs", SEARCHES)

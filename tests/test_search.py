@@ -1,6 +1,8 @@
 "The parts of a search, one by one; whose operators every search takes, and what it leaves alone."
 import math
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ import torch
 from torch.testing import assert_close
 
 from conftest import F64, prescribed, quiet, randn, seeded
-from hessnb.curvature.basis import Basis
+from hessnb.curvature import basis as basis_module
+from hessnb.curvature.basis import Basis, free_bytes
 from hessnb.curvature.completeness import Probe, absorb, probe_block
 from hessnb.curvature.density import spectral_density
 from hessnb.curvature.eigenpairs import dense_eigenpairs
@@ -16,11 +19,11 @@ from hessnb.curvature.krylov import Krylov, tridiagonalize
 from hessnb.curvature.lowrank import Range, nonzero_eigenpairs
 from hessnb.curvature.operator import MatrixOperator
 from hessnb.curvature.search import Budget, Search, Target, find, look, most_open, thick_restart
-from hessnb.curvature.top import eigenpairs_until, refine, top_eigenpairs
+from hessnb.curvature.top import eigenpairs_until, refine, room_for, top_eigenpairs
 from hessnb.curvature.trace import trace
 
 VALUES = np.r_[[9., 7., 7., 5., 3., 2.8], np.linspace(-.5, 1, 94)]
-EPS = torch.finfo(F64).eps
+EPS, F32 = torch.finfo(F64).eps, torch.float32
 
 
 def identity_error(space):
@@ -30,10 +33,11 @@ def identity_error(space):
     return max(error.abs().max().item(), (rows @ rows.T - torch.eye(len(rows), dtype=F64)).abs().max().item())
 
 
+@pytest.mark.parametrize("home", ["device", "disk"])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_basis_does_what_a_list_does(seed):
+def test_a_basis_does_what_a_list_does(seed, home):
     rng, rows = np.random.default_rng(seed), []
-    basis = Basis(50, 20, F64, torch.device("cpu"), rows=int(rng.integers(1, 20)))
+    basis = Basis(50, 20, F64, torch.device("cpu"), rows=int(rng.integers(1, 20)), home=home)
     for step in range(30):
         if rng.random() < .2 and len(rows) > 2:
             S = randn(len(rows), int(rng.integers(1, len(rows))), seed=step)
@@ -47,7 +51,7 @@ def test_a_basis_does_what_a_list_does(seed):
         assert_close(basis.dot(w), torch.stack([q @ w for q in rows]))
         assert_close(basis.combine(S), S.T @ torch.stack(rows))
         assert_close(basis.subtract(w, S[:, 0]), w - S[:, 0] @ torch.stack(rows))
-        assert len(basis.storage) <= 20
+        assert home == "disk" or len(basis.storage) <= 20
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -142,12 +146,63 @@ def test_a_search_that_may_not_take_a_step():
     assert find(search, None, 1e-3).stopped == "budget" and search.budget.used == 1
 
 
-def test_too_little_memory_is_said_by_every_search():
+@pytest.mark.parametrize("which", ["LA", "BE"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_a_basis_on_disk_gives_the_same_pairs(which, dtype, monkeypatch):
+    "Also in blocks of a few columns, with restarts, probes without rows and warm starts."
+    monkeypatch.setattr(basis_module, "BLOCK", 2**11)
+    op, tol = prescribed(VALUES, dtype=dtype), 1e-4 if dtype == F32 else 1e-9
+    here = top_eigenpairs(op, 6, which=which, tol=tol)
+    for kwargs in (dict(), dict(basis_bytes=18 * 100 * dtype.itemsize), dict(start=here.vectors[:2])):
+        there = top_eigenpairs(op, 6, which=which, tol=tol, basis_on="disk", **kwargs)
+        assert there.converged.all() and there.miss_probability <= 1e-3
+        assert_close(there.values, here.values, rtol=tol, atol=tol)
+    until = eigenpairs_until(op, lambda values, V: len(values) >= 6, k=2, which=which, tol=tol, basis_on="disk")
+    assert until.converged.all() and until.stopped == "converged"
+
+
+def test_too_little_memory_goes_to_disk_and_is_said():
     op = prescribed(VALUES)
-    message = "basis_bytes=12,000 holds 15 vectors of 100 numbers; k=8 needs at least 20"
-    with pytest.raises(ValueError, match=message): top_eigenpairs(op, 8, basis_bytes=15 * 800)
-    with pytest.raises(ValueError, match=message): eigenpairs_until(op, lambda *_: False, k=8, basis_bytes=15 * 800)
+    with pytest.warns(UserWarning, match="the basis of 20 vectors takes .* GiB and is kept in a file in"):
+        pairs = top_eigenpairs(op, 8, basis_bytes=15 * 800)
+    assert_close(pairs.values, torch.from_numpy(np.sort(VALUES)[:-9:-1].copy()), rtol=1e-6, atol=0)
+    with pytest.warns(UserWarning, match="kept in a file"):
+        eigenpairs_until(op, lambda *_: False, k=8, max_pairs=8, basis_bytes=15 * 800)
+
+
+def test_no_room_at_all(monkeypatch):
+    op = prescribed(VALUES)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+    with pytest.raises(ValueError, match="k=8 pairs of 100 numbers need .* GiB for a basis of 20 vectors"):
+        top_eigenpairs(op, 8, basis_bytes=15 * 800)
     assert op.n_matvecs == 0
+    monkeypatch.setattr("hessnb.curvature.top._BYTES", 1000)
+    assert room_for(op, 8, None, "auto") == (20, "device")  # of what is free in memory
+
+
+def test_memory_that_a_container_allows(monkeypatch):
+    texts = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    1000 kB\n", "/sys/fs/cgroup/memory.max": "500000\n",
+             "/sys/fs/cgroup/memory.current": "300000\n",
+             "/sys/fs/cgroup/memory.stat": "anon 7\ninactive_file 100000\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self: texts[str(self)])
+    assert free_bytes("cpu") == 300_000
+    texts["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert free_bytes("cpu") == 1_024_000
+
+
+def test_certified_with_few_rows():
+    "Copies that a basis of k + 12 rows may miss: a certificate that was given holds."
+    draw, certified = np.random.default_rng(0), 0
+    for seed in range(25):
+        k = int(draw.integers(1, 6))
+        tops = np.repeat(draw.uniform(1.05, 3, k + 2), draw.integers(1, 4, k + 2))
+        values = np.r_[tops, draw.uniform(-1, 1, 300 - len(tops))]
+        with quiet("miss_probability"):
+            pairs = top_eigenpairs(prescribed(values, seed), k, tol=1e-4, basis_bytes=(k + 12) * 300 * 8)
+        if pairs.converged.all() and pairs.miss_probability <= 1e-3:
+            certified += 1
+            assert abs(pairs.values.numpy() - np.sort(values)[::-1][:k]).max() < 1e-3
+    assert certified >= 22
 
 
 class Users:

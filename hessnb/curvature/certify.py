@@ -65,13 +65,13 @@ def certify(
     "The wanted pairs with residuals that products have confirmed."
     ritz, eps = search.ritz, torch.finfo(op.dtype).eps
     values, V = ritz.theta.clone(), search.krylov.combine(ritz.S[:, ritz.index]).to(op.dtype)
-    V = V / V.norm(dim=1, keepdim=True)
+    V /= V.norm(dim=1, keepdim=True)
     added, unsure, n_checks = 0., torch.ones(len(V), dtype=torch.bool, device="cpu"), 0
     if op is search.op: added, unsure, n_checks = check_together(search, op, V, criterion(values, ritz.scale, tol, eps))
     residuals = ritz.estimates + added
     for i in unsure.nonzero().flatten().tolist(): values[i], residuals[i] = rayleigh(op, V[i])
     order = wanted(values, len(values), ritz.target.which)
-    values, residuals, V = values[order], residuals[order], V[order.to(V.device)]
+    if (order.diff() != 1).any(): values, residuals, V = values[order], residuals[order], V[order.to(V.device)]
     scale, skew = max(ritz.scale, values.abs().max().item()), search.krylov.skew
     converged = trusted(op, values, residuals, scale, tol, skew if op is search.op else 0.)
     stopped = "precision" if outcome.stopped == "converged" and not converged.all() else outcome.stopped

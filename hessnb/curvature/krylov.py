@@ -8,6 +8,7 @@ __all__ = ['NotFinite', 'require_finite', 'gaussian_rows', 'Subspace', 'Krylov',
 # %% ../../nbs/curvature/19_krylov.ipynb #e0dc2210
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +29,14 @@ def require_finite(finite: bool) -> None:
         raise NotFinite("a product with the operator is NaN or infinite: look at the model's parameters and data, and "
                         "in single precision at dtype=torch.float64")
 
+_DRAWN = 2**24  # numbers drawn at a time
+
 def gaussian_rows(op: Operator, k: int, generator: torch.Generator) -> Tensor:  # `(k, P)`
     "Gaussian vectors, drawn in float64 on the generator's device, so that every precision starts from the same ones."
-    W = torch.randn(k, op.shape[0], generator=generator, device=generator.device, dtype=torch.float64)
-    return W.to(op.device, op.dtype)
+    W = torch.empty(k, op.shape[0], dtype=op.dtype, device=op.device)
+    for part in W.view(-1).split(_DRAWN):
+        part.copy_(torch.randn(len(part), generator=generator, device=generator.device, dtype=torch.float64))
+    return W
 
 # %% ../../nbs/curvature/19_krylov.ipynb #b9fe7174
 class Subspace:
@@ -40,11 +45,12 @@ class Subspace:
         op: Operator,
         capacity: int,  # most multiplied rows to hold
         rows: int = 32,  # to make room for at first
+        home: Literal["device", "host", "disk"] = "device",  # of the multiplied rows
     ):
         n = op.shape[0]
-        self.op, self.basis = op, Basis(n, min(capacity, n), op.dtype, op.device, rows)  # basis: the multiplied rows
+        self.op, self.basis = op, Basis(n, min(capacity, n), op.dtype, op.device, rows, home)  # the multiplied rows
         self.pending = torch.empty(0, n, dtype=op.dtype, device=op.device)  # `(s, P)`
-        self.projected = self.small(len(self.basis.storage), len(self.basis.storage))  # its upper left corner is G
+        self.projected = self.small(min(rows, capacity), min(rows, capacity))  # its upper left corner is G
         self.coupling = self.small(0, 0)  # B, `(s, m)`
         self.scale = 0.  # largest |Aq| so far: the norm of the operator, from below
         self.skew = 0.  # largest difference so far between <p, Aq> and <q, Ap>: 0 but for rounding
@@ -79,8 +85,8 @@ class Subspace:
     def store(self, rows: Tensor) -> None:
         "Make these, `(P,)` or `(b, P)`, the next multiplied rows; their part of G is still to be written."
         self.basis.append(rows)
-        more = len(self.basis.storage) - len(self.projected)
-        if more > 0: self.projected = torch.nn.functional.pad(self.projected, (0, more, 0, more))
+        more = max(self.m - len(self.projected), len(self.projected) // 2)
+        if self.m > len(self.projected): self.projected = torch.nn.functional.pad(self.projected, (0, more, 0, more))
 
     def split(self, w: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         "Components of `w` along the multiplied rows and `others`, and what remains; by Gram-Schmidt, twice if need be."

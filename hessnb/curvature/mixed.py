@@ -50,7 +50,7 @@ def davidson_correction(
 ) -> Tensor:  # `(j, P)`
     "Nearly -(A - theta_i)^-1 r_i, up to a factor: as exact in the space as its projection is, with A = 0 outside."
     values, S, _ = krylov.ritz()
-    R = (R / norm(R)[:, None]).to(krylov.Q)
+    R = (R / norm(R)[:, None]).to(krylov.basis.device, krylov.basis.dtype)
     c = krylov.basis.dot(R).double().cpu() @ S
     inverse = 1 / (values - theta[:, None])
     inverse[:, skip] = 0.

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['ZERO', 'UNIT', 'CHAINS', 'Target', 'Ritz', 'look', 'most_open', 'thick_restart', 'frontier', 'frontiers', 'Budget',
-           'Search', 'look_beyond', 'one_chain', 'Outcome', 'find']
+           'Search', 'look_beyond', 'one_chain', 'short_chain', 'Outcome', 'find']
 
 # %% ../../nbs/curvature/22_search.ipynb #40d1bf22
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .basis import norm
-from .completeness import Probe, absorb
+from .completeness import Probe, ShortProbe, absorb
 from .eigenpairs import criterion, wanted
 from .krylov import Krylov, Subspace, gaussian_rows
 from .operator import Operator
@@ -171,9 +172,10 @@ class Search:
         budget: Budget,
         capacity: int,  # most rows to hold
         generator: torch.Generator,  # of the random start and of the probes
+        home: Literal["device", "host", "disk"] = "device",  # of the rows
     ):
         self.op, self.target, self.budget, self.generator = op, target, budget, generator
-        self.krylov, self.ritz, self.least = Krylov(op, capacity, max(32, 4 * target.k)), None, 0
+        self.krylov, self.ritz, self.least = Krylov(op, capacity, max(32, 4 * target.k), home), None, 0
 
     def random(self) -> Tensor: return gaussian_rows(self.op, 1, self.generator)[0]
 
@@ -248,14 +250,21 @@ def one_chain(search: Search, sigma: float, sign: int, goal: float, last: bool) 
     whole = krylov.capacity == search.op.shape[0]  # then everything unexplored has its place
     if not whole and krylov.room < min(krylov.unexplored, 32):
         thick_restart(krylov, search.target, neighbours=0. if krylov.capacity < k + 64 else .5)
-    most = krylov.unexplored if whole else min(krylov.unexplored, krylov.room - 1)
-    steps = min(max(128, 2 * krylov.m), most, search.budget.left)
+    steps = min(max(128, 2 * krylov.m), krylov.unexplored, search.budget.left)
     if steps < 1: return None
+    if not whole and krylov.room - 1 < steps: return short_chain(search, sigma, sign, goal, steps)
     m, probe = krylov.m, Probe(krylov, search.random(), sigma, sign)
     probe.run(goal, steps, search.count)
     useful = not last and probe.beta > 1e3 * krylov.eps * krylov.scale  # to the next one; else it has only rounding
     if probe.found or useful: absorb(probe)
     else: krylov.forget(m)
+    return probe
+
+def short_chain(search: Search, sigma: float, sign: int, goal: float, steps: int) -> Probe:
+    "A probe without rows; what it has found is a pending row of the space."
+    probe = ShortProbe(search.krylov, search.random(), sigma, sign)
+    probe.run(goal, steps, search.count)
+    if probe.found: search.krylov.add(probe.vector(search.count))
     return probe
 
 # %% ../../nbs/curvature/22_search.ipynb #29ffecc2
