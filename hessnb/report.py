@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Analysis', 'analyse', 'compared', 'minimum_summary', 'summary', 'layout', 'panels', 'figure_png', 'boundary_figure',
-           'panels_figure', 'line_figure', 'measure_figure', 'comparison_figure', 'density_figure', 'page_template',
-           'numbers_table', 'drawings', 'render_html', 'write_report', 'report']
+           'panels_figure', 'line_figure', 'measure_figure', 'comparison_figure', 'directions_picture',
+           'density_figure', 'page_template', 'numbers_table', 'drawings', 'render_html', 'write_report', 'report']
 
 # %% ../nbs/report.ipynb #ecee83e6
 import base64
@@ -32,15 +32,16 @@ from .boundary.alignment import Alignment, align
 from .boundary.columns import NotMeasured, for_json, numbers
 from .boundary.compare import Comparison, html_table
 from .boundary.examine import Examination, examine
-from .boundary.plane import PlaneScan, scan_plane
+from .boundary.plane import PlaneScan, feature_plane, plane_through, scan_plane
 from .curvature.density import SpectralDensity, spectral_density
 from .curvature.eigenpairs import EigenPairs
 from .curvature.entry import CURVATURES
 from .paper.data import ClassificationData, load_data
 from .paper.minima import Minimum
 from .paper.zoo import find_minimum
+from .show.canvas import direction_rows, draw_images
 from .show.folder import check_folder, reserved, write_files
-from .show.plane_plots import plot_line, plot_plane
+from .show.plane_plots import plot_boundary_directions, plot_line, plot_plane
 from hessnb.show.plots import (
     legend_below,
     plot_alignment,
@@ -270,6 +271,18 @@ def comparison_figure(analyses: Sequence[Analysis]) -> Figure:
 
 def _has_both(a: Analysis) -> bool: return bool(a.examined.complexity) and bool(a.examined.margin)
 
+def directions_picture(data: ClassificationData, a: Analysis) -> bytes | None:
+    "The directions at the boundary: images of one point of each, or the points on a plane; None where there is none."
+    c, X = a.examined.complexity, data.X_train
+    if not c or X[0].numel() < 2: return None
+    if X.ndim == 4:
+        rows = direction_rows(c, X, class_names=data.class_names)
+        return draw_images(rows, n_columns=3, size=(380, 130 * len(rows)))
+    fig, axes = panels(1, width=7, height=3.8)
+    plane = feature_plane(X[0].double()) if X[0].numel() == 2 else plane_through(X.double())
+    plot_boundary_directions(c, plane, axes[0], X=X, y=data.y_train, class_names=data.class_names)
+    return figure_png(fig)
+
 def density_figure(a: Analysis) -> Figure:
     "The spectrum: its density, the computed eigenvalues, and the edge of the bulk."
     fig, axes = panels(1, width=6)
@@ -293,7 +306,7 @@ def drawings(data: ClassificationData, a: Analysis, points: np.ndarray | None) -
     return {"line": figure_png(line_figure(data, a)) if points is None and a.alignment else None,
             "boundary": None if a.scan is None else figure_png(boundary_figure(data, a)),
             "panels": None if points is None else figure_png(panels_figure(data, a, points)),
-            "density": figure_png(density_figure(a))}
+            "directions": directions_picture(data, a), "density": figure_png(density_figure(a))}
 
 # %% ../nbs/report.ipynb #5b3b342e
 def render_html(

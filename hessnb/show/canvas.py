@@ -25,7 +25,7 @@ from ..boundary.complexity import BoundaryComplexity
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.outliers import Outliers
 from .grid import ViewGrid, boundary_lines
-from .plane_plots import by_class, marker_sizes
+from .plane_plots import between_classes, by_class, marker_sizes
 from .plots import COSINES, class_color, class_marker, label_text, plot_spectrum
 
 # %% ../../nbs/show/03_canvas.ipynb #41df3add
@@ -221,12 +221,13 @@ def direction_rows(
     complexity: BoundaryComplexity,
     X: Tensor,  # `(N, ...)`, the images that the points were found between
     n: int = 6,  # directions at most
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:  # caption -> `(3, ...)`, for `draw_images`
     "For each direction the heaviest of its points between its two examples."
     rows = {}
     for i, direction in enumerate(complexity.directions[:n]):
         (a, b), point = direction.examples[0].tolist(), complexity.points.points[direction.points[0]]
-        caption = f"{i + 1}: {direction.share:.0%}, classes {'|'.join(map(str, direction.classes))}"
+        caption = f"{i + 1}: {direction.share:.0%}, {between_classes(direction.classes, class_names)}"
         rows[caption] = torch.stack([X[a].to(point), point, X[b].to(point)])
     return rows
 

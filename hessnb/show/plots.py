@@ -198,7 +198,7 @@ def plot_measure(
         ax.step(grid, counts, where="mid", color=color, label=label_text(name))
         if thresholds and name in thresholds: ax.axvline(thresholds[name], color=color, ls=":", lw=1)
     ax.set(xscale="log", xlabel=r"threshold $\epsilon$ (cosine)", ylabel="active among the computed",
-           title="Eigenvectors that the boundary takes")
+           title="Eigenvectors that some gradient takes")
     ax.legend(frameon=False, fontsize=8)
     return ax
 
