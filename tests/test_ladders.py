@@ -299,3 +299,24 @@ def test_rescaled_networks_in_the_stored_table():
         assert float(r["complexity_dimension"]) == pytest.approx(float(usual["complexity_dimension"]), rel=1e-4)
         found += 1
     assert found > 100
+
+
+def test_one_at_a_time_is_together():
+    "Members in a loop, as for CNNs, and in one batched product."
+    sets = [ladder_data("ring8", 4, seed=s) for s in range(2)]
+    loop, together = (train_ensemble(sets, levels=(.3,), chunk=chunk) for chunk in (1, None))
+    assert torch.equal(loop.steps, together.steps)
+    assert torch.allclose(loop.weights, together.weights, rtol=1e-3, atol=1e-4)
+
+
+def test_twins_are_one_training(script, tmp_path, monkeypatch):
+    "The same merge as a rung of both kinds: its networks are taken over."
+    a, b = script.Setting("digits-many", 25, "cnn", 0), script.Setting("digits-two", 25, "cnn", 0)
+    assert a.twins == [b] and b.twins == [a] and a.sizes == b.sizes == (5, 5)
+    assert not script.Setting("digits-two", 16, "cnn", 0).twins and not script.Setting("ring8", 2).twins
+    ensemble = script.train(script.Setting("ring8", 2), range(1), (1.,), (.3,))
+    script.save(tmp_path / f"{a.key}.pt", a, ensemble, 0.)
+    monkeypatch.setattr(script, "load", lambda path: (a, ensemble))
+    script.train_all([b], script.argparse.Namespace(models=tmp_path, seeds=1))
+    record = torch.load(tmp_path / f"{b.key}.pt", weights_only=True)
+    assert record["setting"]["family"] == "digits-two" and torch.equal(record["weights"], ensemble.weights)
