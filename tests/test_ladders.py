@@ -28,15 +28,23 @@ from hessnb.paper.ladders import (
 from hessnb.paper.networks import cnn, mlp
 
 SCRIPT = HERE.parent / "benchmarks" / "ladders.py"
+RESULTS = HERE.parent / "nbs" / "results"
+
+
+def imported(path):
+    if not path.exists(): pytest.skip("no benchmarks folder")
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
-def script():
-    if not SCRIPT.exists(): pytest.skip("no benchmarks folder")
-    spec = importlib.util.spec_from_file_location("ladders_script", SCRIPT)
-    module = sys.modules["ladders_script"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(): return imported(SCRIPT)
+
+
+@pytest.fixture(scope="module")
+def cost(): return imported(SCRIPT.with_name("complexity_cost.py"))
 
 
 def alone(data, init, activation, level):
@@ -260,9 +268,9 @@ def test_script_lists(script, capsys):
     with pytest.raises(SystemExit, match="no families"): script.main(["list", "--families", "rings"])
 
 
-def stored():
-    "The committed table, row by row."
-    with open(SCRIPT.parent.parent / "nbs" / "results" / "ladders.csv", newline="") as f: return list(csv.DictReader(f))
+def stored(name="ladders.csv"):
+    "A committed table, row by row."
+    with open(RESULTS / name, newline="") as f: return list(csv.DictReader(f))
 
 
 def counted(x, q):
@@ -276,7 +284,8 @@ def counted(x, q):
 
 def test_taus_of_the_stored_table(script):
     "Every family, loss and initialisation in the plane: the statistic twice, and what the page promises."
-    rows = [r for r in stored() if r["dim"] == "2" and float(r["scale"]) == 1 and r["complexity_dimension"]]
+    rows = [r for r in stored() if r["dim"] == "2" and float(r["scale"]) == 1 and r["complexity_dimension"]
+            and r["network"] == "relu"]
     cells = {}
     for r in rows: cells.setdefault((r["family"], float(r["level"]), float(r["init"])), []).append(r)
     assert len({family for family, _, _ in cells}) == 8
@@ -291,7 +300,8 @@ def test_taus_of_the_stored_table(script):
 
 def test_rescaled_networks_in_the_stored_table():
     "A layer times 1/5 and 5: the same count, to the last digit that rounding leaves."
-    rows = {tuple(r[k] for k in ("family", "q", "dim", "seed", "level", "init", "scale")): r for r in stored()}
+    names = ("family", "q", "network", "dim", "seed", "level", "init", "scale")
+    rows = {tuple(r[k] for k in names): r for r in stored()}
     found = 0
     for key, r in rows.items():
         if float(r["scale"]) == 1: continue
@@ -299,3 +309,87 @@ def test_rescaled_networks_in_the_stored_table():
         assert float(r["complexity_dimension"]) == pytest.approx(float(usual["complexity_dimension"]), rel=1e-4)
         found += 1
     assert found > 100
+
+
+def test_one_at_a_time_is_together():
+    "Members in a loop, as for CNNs, and in one batched product."
+    sets = [ladder_data("ring8", 4, seed=s) for s in range(2)]
+    loop, together = (train_ensemble(sets, levels=(.3,), chunk=chunk) for chunk in (1, None))
+    assert torch.equal(loop.steps, together.steps)
+    assert torch.allclose(loop.weights, together.weights, rtol=1e-3, atol=1e-4)
+
+
+def test_twins_are_one_training(script, tmp_path, monkeypatch):
+    "The same merge as a rung of both kinds: its networks are taken over."
+    a, b = script.Setting("digits-many", 25, "cnn", 0), script.Setting("digits-two", 25, "cnn", 0)
+    assert a.twins == [b] and b.twins == [a] and a.sizes == b.sizes == (5, 5)
+    assert not script.Setting("digits-two", 16, "cnn", 0).twins and not script.Setting("ring8", 2).twins
+    ensemble = script.train(script.Setting("ring8", 2), range(1), (1.,), (.3,))
+    script.save(tmp_path / f"{a.key}.pt", a, ensemble, 0.)
+    monkeypatch.setattr(script, "load", lambda path: (a, ensemble))
+    script.train_all([b], script.argparse.Namespace(models=tmp_path, seeds=1))
+    record = torch.load(tmp_path / f"{b.key}.pt", weights_only=True)
+    assert record["setting"]["family"] == "digits-two" and torch.equal(record["weights"], ensemble.weights)
+
+
+def complete(rows, column, seeds=3):
+    "Cells (family, network, dim, level, init) of the table in which every rung has the column for some seeds."
+    cells = {}
+    for r in rows:
+        if r[column] and float(r["scale"]) == 1:
+            cells.setdefault((r["family"], r["network"], r["dim"], float(r["level"]), float(r["init"])), []).append(r)
+    whole = lambda family, mine: all(sum(int(r["q"]) == q for r in mine) >= seeds for q in rungs(family))
+    return {key: mine for key, mine in cells.items() if whole(key[0], mine)}
+
+
+def rungs(family):
+    return LADDERS[family].rungs if family in LADDERS else [separated_pairs(s) for s in MERGES[family.split("-")[1]]]
+
+
+@pytest.mark.parametrize("column", ["complexity_dimension", "outliers_mirror", "outliers_gap", "lambda_1", "trace",
+                                    "linkage_0.1"])
+def test_every_tau_of_the_stored_table_twice(script, column):
+    "Also of smooth networks, images and signals: the statistic of the page against pairs counted one by one."
+    cells = complete(stored(), column)
+    assert len(cells) >= 8
+    for key, mine in cells.items():
+        q, x = ([float(r[name]) for r in mine] for name in ("q", column))
+        tau = script.rung_tau(x, q, [r["seed"] for r in mine], n_boot=50)
+        assert tau.value == pytest.approx(counted(x, q), abs=1e-12) and tau.low - 1e-9 <= tau.value <= tau.high + 1e-9
+
+
+def test_outliers_of_the_stored_table():
+    "The claim is there for every family; a count that could be higher says so, and more pairs were tried for it."
+    rows = [r for r in stored() if r["outliers_mirror"]]
+    cells = complete(rows, "outliers_mirror")
+    assert {family for family, _, dim, level, init in cells if (dim, level, init) == ("2", .005, 1)} == set(LADDERS)
+    for r in rows:
+        assert int(r["outliers_mirror"]) <= int(r["n_pairs"]) and int(r["n_converged"]) <= int(r["n_pairs"])
+        assert int(r["mirror_truncated"]) == (r["outliers_mirror"] == r["n_pairs"])
+        if r["mirror_truncated"] == "1" and (r["level"], r["init"]) == ("0.005", "1.0"): assert int(r["n_pairs"]) > 40
+
+
+def test_counts_of_the_cost_script(cost):
+    "Predictions and gradients, against a count inside of the network."
+    plane, seen = ladder_data("ring8", 4), dict(predictions=0)
+    class Counting(nn.Sequential):
+        def forward(self, x):
+            if not torch._C._functorch.is_functorch_wrapped_tensor(x): seen["predictions"] += len(x)
+            return super().forward(x)
+    objective = Objective(Counting(*ladder_network(plane)), (plane.X_train, plane.y_train))
+    seen["predictions"] = 0
+    with cost.counting(objective) as counts: found = cost.boundary_complexity(objective, plane.X_train, n=20)
+    assert counts == dict(predictions=seen["predictions"], gradients=len(found.points)) and len(found.points) > 10
+
+
+def test_stored_costs(cost):
+    "At most three passes for 5,000 examples, however they are counted; no more memory for 10,000 than for 5,000."
+    rows = {r["case"]: r for r in stored("complexity_cost.csv")}
+    assert tuple(rows) == cost.CASES and tuple(rows["5000"]) == cost.HEADER
+    for r in rows.values():
+        n, predicted, taken = (int(r[name]) for name in ("examples", "predictions", "gradients"))
+        for name, passes in (("predicted", predicted), ("forward", predicted + taken), ("all", predicted + 3 * taken)):
+            assert float(r[f"passes_{name}"]) == pytest.approx(passes / n, abs=1e-3)
+    assert all(float(rows[case]["passes_all"]) <= 3 for case in ("5000", "5000-float64", "10000"))
+    assert float(rows["10000"]["memory_mib"]) < 1.2 * float(rows["5000"]["memory_mib"])
+    assert int(rows["resnet18"]["parameters"]) > 11e6

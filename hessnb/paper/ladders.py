@@ -267,6 +267,16 @@ def _land(loss: Callable, before: Tensor, after: Tensor, X: Tensor, y: Tensor, l
         low, high = torch.where(above, middle, low), torch.where(above, high, middle)
     return before + high * (after - before)
 
+# %% ../../nbs/paper/06_ladders.ipynb #c0a1e5d3
+def _over_members(f: Callable, chunk: int | None) -> Callable:
+    "`f` for each of many members; `chunk=1`: in a loop."
+    if chunk != 1: return vmap(f, chunk_size=chunk)
+    def each(*batches: Tensor) -> Tensor | tuple[Tensor, ...]:
+        found = [f(*members) for members in zip(*batches)]
+        if isinstance(found[0], Tensor): return torch.stack(found)
+        return tuple(torch.stack(parts) for parts in zip(*found))
+    return each
+
 # %% ../../nbs/paper/06_ladders.ipynb #b0eb0761
 def train_ensemble(
     data: Sequence[ClassificationData],  # one for each seed, of equal sizes
@@ -276,7 +286,7 @@ def train_ensemble(
     build: Callable[[ClassificationData], nn.Module] = ladder_network,  # makes the network of a seed
     lr: float = 1e-3,  # first step size of Adam
     max_steps: int = 20_000,  # then the members that are not there are given up
-    chunk: int | None = None,  # members in one batched product; None: all, best for small networks
+    chunk: int | None = None,  # members in one batched product; None: all, best for small networks; 1: for CNNs
 ) -> Ensemble:
     "Train a network for each seed and initialisation, all at once, and keep it at each level of the loss."
     levels, inits, data = tuple(sorted(map(float, levels), reverse=True)), tuple(map(float, inits)), tuple(data)
@@ -315,7 +325,7 @@ def _descend(
     chunk: int | None,
 ) -> tuple[Tensor, Tensor]:  # `(levels, M, P)` and `(levels, M)`
     "Members where they passed each level, and after how many updates."
-    values, slopes = vmap(loss, chunk_size=chunk), vmap(grad_and_value(loss), chunk_size=chunk)
+    values, slopes = (_over_members(f, chunk) for f in (loss, grad_and_value(loss)))
     weights = theta.new_full((len(levels), *theta.shape), math.nan)
     steps = torch.full(weights.shape[:2], -1, device=theta.device)
     adam, members = _Adam(theta, lr), torch.arange(len(theta), device=theta.device)
