@@ -31,7 +31,7 @@ MEASURES: dict[str, tuple[str, int]] = {  # column -> title; 1: more should be b
 OURS = tuple(MEASURES)[:10]  # what the library measures
 
 # %% ../../nbs/paper/08_ordinary.ipynb #f8000008
-N_BOOT = 2000  # bootstrap samples
+N_BOOT = 1000  # bootstrap samples
 _COPIES = 4  # of independent samples, for a data set that is drawn more than once
 _Z = 1.96  # two-sided level of 5%
 
@@ -79,12 +79,18 @@ def signs(minima: Minima, name: str) -> ndarray:
     x = MEASURES[name][1] * minima.column(name)
     return np.sign(x[:, None] - x[None])
 
+# %% ../../nbs/paper/08_ordinary.ipynb #f8000031
+_DECIDES = {  # column -> columns of the interval, least difference, least ratio
+    "complexity_dimension": ("complexity", 1., 1.15), "margin": (None, 0., 1.02),
+    **{f"margin_{p}": (f"margin_{p}", 0., 1.) for p in (10, 25, 50)}}
+
 def signs_apart(minima: Minima, name: str) -> ndarray:
-    "As `signs`, but 0 unless the measure's intervals of the two lie apart."
-    stem = name.removesuffix("_dimension")
-    low, high = minima.column(f"{stem}_low"), minima.column(f"{stem}_high")
-    above = (low[:, None] > high[None]).astype(float)
-    return MEASURES[name][1] * (above - above.T)
+    "As `signs`, but 0 unless the difference is large enough to be decided."
+    stem, step, ratio = _DECIDES[name]
+    x = minima.column(name)
+    low, high = (minima.column(f"{stem}_{end}") for end in ("low", "high")) if stem else (x, x)
+    above = (low[:, None] > high[None]) & (x[:, None] >= np.maximum(x + step, x * ratio)[None])
+    return MEASURES[name][1] * (above.astype(float) - above.T)
 
 # %% ../../nbs/paper/08_ordinary.ipynb #f8000013
 class Resampled:
@@ -158,7 +164,7 @@ def decided(
     s: Resampled,
     names: Sequence[str],  # of measures
     *,
-    apart: bool = True,  # must the intervals lie apart?
+    apart: bool = True,  # must they be apart? False: whatever differs is decided
 ) -> tuple[ndarray, ndarray]:
     "Shares of the significant pairs that are decided, and of these that are right; and in every sample."
     said = np.stack([(signs_apart if apart else signs)(s.minima, name) for name in names])
