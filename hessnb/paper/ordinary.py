@@ -131,7 +131,9 @@ def hierarchical(
     boots = np.stack([s[1:].reshape(_COPIES, N_BOOT) for s in samples.values()])
     sets = draw.integers(k, size=(k, N_BOOT))
     drawn = [boots[sets[i], i % _COPIES, np.arange(N_BOOT)] for i in range(k)]
-    low, high = np.nanquantile(np.nanmean(drawn, 0), [.025, .975])
+    there = np.isfinite(drawn)
+    means = _ratio(np.where(there, drawn, 0).sum(0), there.sum(0))
+    low, high = np.nanquantile(means, [.025, .975])
     each = {name: float(s[0]) for name, s in samples.items()}
     return Estimate(float(np.nanmean(list(each.values()))), float(low), float(high), each)
 
