@@ -210,15 +210,15 @@ def labels_right(
     "Share of the significant pairs that so many validation labels are expected to order right, ties one half."
     i, j = np.nonzero(np.triu(significant(minima)))
     p = minima.discordant[i, j] / minima.n_test
-    lead = abs(ahead(minima)[i, j]) / minima.n_test  # p (2q - 1)
+    gained = abs(ahead(minima)[i, j]) / minima.n_test  # p (2q - 1)
     most, D = 2 * _TELLING, np.arange(2 * _TELLING + 1)[:, None]
-    right = majority((1 + lead / p) / 2, most)
+    right = majority((1 + gained / p) / 2, most)
     log = np.concatenate([[0.], np.log(np.arange(1, max(labels) + 1)).cumsum()])  # of the factorials
     shares = []
     for m in labels:
         d = D[:m + 1]
         chance = np.exp(log[m] - log[d] - log[m - d] + d * np.log(p) + (m - d) * np.log1p(-np.minimum(p, 1 - 1e-12)))
-        normal = torch.special.ndtr(torch.from_numpy(lead * (m / (p - lead ** 2)) ** .5)).numpy()
+        normal = torch.special.ndtr(torch.from_numpy(gained * (m / (p - gained ** 2)) ** .5)).numpy()
         shares.append(np.where(m * p < _TELLING, (chance * right[:m + 1]).sum(0), normal).mean())
     return np.array(shares)
 
