@@ -240,5 +240,6 @@ def _judged(
     reach = NormalDist().inv_cdf((1 + level) / 2) * spread
     seen = {tuple(pair) for pair in points.class_pairs.cpu().tolist()}
     unseen = tuple(pair for pair in torch.combinations(classes.sort().values).cpu().tolist() if tuple(pair) not in seen)
-    return BoundaryComplexity(max(1, round(dimension)), dimension, (max(1 / (1 + resolution), dimension - reach), dimension + reach),
-                              level, resolution, shares, K, points, tuple(map(tuple, unseen)), n_undefined)
+    interval = max(1 / (1 + resolution), dimension - reach), dimension + reach
+    return BoundaryComplexity(max(1, round(dimension)), dimension, interval, level, resolution, shares, K, points,
+                              tuple(map(tuple, unseen)), n_undefined)

@@ -146,7 +146,8 @@ def plot_boundary_directions(
     most = complexity.loadings.abs().argmax(1).numpy()
     for i, direction in enumerate(complexity.directions):
         name = label_text(f"{direction.share:.0%}, {between_classes(direction.classes, class_names)}")
-        ax.scatter(*points[most == i].T, s=26, color=class_color(i), edgecolors="k", linewidths=.5, zorder=3, label=name)
+        style = dict(s=26, color=class_color(i), edgecolors="k", linewidths=.5, zorder=3)
+        ax.scatter(*points[most == i].T, label=name, **style)
     ax.set(xlabel="$u$ (input units)", ylabel="$v$ (input units)", title=f"{complexity.value} boundary directions")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, .5), title="share, classes",
               title_fontsize=8, ncols=1 + (complexity.value > 12))
