@@ -43,7 +43,8 @@ def ladders():
     "Networks by family, level of the loss and initialisation, then by rung: their directions with the interval."
     groups = {}
     for row in csv.DictReader(LADDERS.open()):
-        if row["network"] != "relu" or row["dim"] == "0" or float(row["scale"]) != 1 or not row["complexity_low"]: continue
+        if row["network"] != "relu" or row["dim"] == "0": continue  # merged digits and signals, smooth networks
+        if float(row["scale"]) != 1 or not row["complexity_low"]: continue
         place = groups.setdefault((row["family"], row["dim"], row["level"], row["init"]), {})
         numbers = (float(row[f"complexity_{name}"]) for name in ("dimension", "low", "high"))
         place.setdefault(int(row["q"]), []).append(takes(*numbers))
