@@ -80,6 +80,7 @@ def test_bounds_on_a_miss_over_many_seeds(goal):
     holds(found, (.5, .2, .1, .01, 1e-3, 1e-4))
 
 
+@pytest.mark.slow
 def test_the_largest_of_a_close_pair_over_a_thousand_seeds():
     "One pair, two close eigenvalues: without a probe 21 of 1,000 seeds end at the wrong one, certified."
     values = torch.cat([torch.tensor([1., .95], dtype=F64), torch.linspace(-.5, .5, 98, dtype=F64)])
