@@ -74,6 +74,19 @@ def test_the_order_of_the_examples_is_no_matter():
     assert ((errors[0] / errors[1]).log().abs() < .4).all()
 
 
+def test_mappings_are_dealt_like_tensors():
+    class Reads(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+        def forward(self, x): return self.inner(x)
+    X, y = drawn(64, 6)
+    inner = trained(mlp, X, y)
+    plain, op = HessianOperator(Objective(inner, (X, y))), HessianOperator(Objective(Reads(inner), [({"x": X}, y)]))
+    errors = [sampling_error(o, top_eigenpairs(o, 2)).standard_error for o in (plain, op)]
+    torch.testing.assert_close(*errors, rtol=1e-5, atol=0)
+
+
 def test_weight_decay_moves_the_eigenvalue_and_not_its_error():
     X, y = drawn(100, 3)
     model = trained(mlp, X, y)

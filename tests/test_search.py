@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from conftest import F64, prescribed, quiet, randn, seeded
 from hessnb.curvature import basis as basis_module
 from hessnb.curvature.basis import Basis, free_bytes
-from hessnb.curvature.completeness import Probe, absorb, probe_block
+from hessnb.curvature.completeness import Probe, ShortProbe, absorb, probe_block
 from hessnb.curvature.density import spectral_density
 from hessnb.curvature.eigenpairs import dense_eigenpairs
 from hessnb.curvature.krylov import Krylov, tridiagonalize
@@ -51,6 +51,7 @@ def test_a_basis_does_what_a_list_does(seed, home):
         assert_close(basis.dot(w), torch.stack([q @ w for q in rows]))
         assert_close(basis.combine(S), S.T @ torch.stack(rows))
         assert_close(basis.subtract(w, S[:, 0]), w - S[:, 0] @ torch.stack(rows))
+        assert_close(basis.subtract(w, S[1:, 0], first=1), w - S[1:, 0] @ torch.stack(rows)[1:] if len(rows) > 1 else w)
         assert home == "disk" or len(basis.storage) <= 20
 
 
@@ -188,6 +189,26 @@ def test_memory_that_a_container_allows(monkeypatch):
     assert free_bytes("cpu") == 300_000
     texts["/sys/fs/cgroup/memory.max"] = "max\n"
     assert free_bytes("cpu") == 1_024_000
+
+
+def test_a_probe_of_three_rows_sees_what_a_chain_sees():
+    "In the complement of a space that is coupled to its pending rows; and the vector that it finds."
+    op = prescribed(VALUES)
+    krylov = Krylov(op, 80)
+    krylov.add(randn(100, seed=0))
+    for _ in range(12): krylov.expand()
+    m, start = krylov.m, randn(100, seed=1)
+    long, short = Probe(krylov, start, 9.5, 1), ShortProbe(krylov, start, 9.5, 1)
+    long.run(1e-12, 15)
+    krylov.forget(m)
+    short.run(1e-12, 15)
+    assert krylov.m == m and long.along.abs().max() > 1e-3
+    assert_close(short.T, long.T, rtol=0, atol=1e-8)
+    short = ShortProbe(krylov, start, 1.5, 1)
+    short.run(1e-3, 60)
+    v = short.vector()
+    assert short.found and v @ op.matvec(v) > 1.5 * v @ v and (krylov.Q @ v).abs().max() < 1e-10
+    assert_close(v @ short.image(v)[1], torch.linalg.eigvalsh(short.T)[-1], rtol=1e-9, atol=0)
 
 
 def test_certified_with_few_rows():

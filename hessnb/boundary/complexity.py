@@ -108,7 +108,8 @@ def varimax(
     spread = lambda turned: turned.square().var(0, correction=0).sum().item()
     found = []
     for _ in range(_STARTS):
-        turned = loadings @ torch.linalg.qr(torch.randn(2 * loadings.shape[1:], generator=generator).to(loadings)).Q
+        noise = torch.randn(2 * loadings.shape[1:], generator=generator, dtype=torch.float64, device="cpu")
+        turned = loadings @ torch.linalg.qr(noise.to(loadings)).Q
         for _ in range(_TURNS):
             left, _, right = torch.linalg.svd(loadings.T @ (turned ** 3 - turned * turned.square().mean(0)))
             turned, before = loadings @ (left @ right), turned

@@ -49,7 +49,10 @@ class FileRows:
         for i, row in enumerate(part.numpy()):
             self.seek(first + i, columns.start)
             left = memoryview(row).cast("B")
-            while left: left = left[self.file.readinto(left):]
+            while left:
+                n = self.file.readinto(left)
+                if not n: raise OSError(f"the file of the basis ends before row {first + i}: was it cut?")
+                left = left[n:]
         return part
 
     def write(self,

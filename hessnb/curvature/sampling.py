@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from .batches import default_unpack, separable, take
+from .batches import default_unpack, map_tensors, separable, take
 from .checks import own_modes
 from .eigenpairs import EigenPairs
 from .entry import as_operator
@@ -38,7 +37,7 @@ def groups(
             turn += 1
             continue
         order = torch.randperm(n, generator=generator, device=generator.device).to(target.device)
-        inputs, target = tree_map(lambda t: t[order.to(t.device)], inputs), target[order]
+        inputs, target = map_tensors(lambda t: t[order.to(t.device)], inputs), target[order]
         ends = [round(i * n / min(n, n_groups)) for i in range(min(n, n_groups) + 1)]
         for start, stop in zip(ends, ends[1:]):
             yield turn % n_groups, number, take(inputs, start, stop), target[start:stop]
@@ -89,7 +88,8 @@ def sampling_error(
     V = pairs.vectors.to(op.device, op.dtype)
     if V.shape[1] != op.shape[0]:
         raise ValueError(f"the pairs are of {V.shape[1]:,} parameters and the operator is of {op.shape[0]:,}")
-    shares, weights, outside = torch.zeros(n_groups, len(V), len(V)).double(), torch.zeros(n_groups).double(), 0.
+    host = dict(dtype=torch.float64, device="cpu")
+    shares, weights, outside = torch.zeros(n_groups, len(V), len(V), **host), torch.zeros(n_groups, **host), 0.
     for group, number, inputs, target in groups(op, n_groups, generator or seeded("cpu")):
         inside, beside, weight = _share(op, V, number, inputs, target)
         shares[group] += inside
