@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from .checks import OperationMode
@@ -56,9 +57,9 @@ def graph_nodes(*tensors: Tensor) -> set:
 class DeadEnd(NotImplementedError):
     "A graph in which autograd would silently drop a part of the derivative."
 
-def check_dead_ends(y: Tensor) -> None:
-    "`DeadEnd` if a way back from `y` ends in an operation that cannot be differentiated again."
-    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(y)):
+def check_dead_ends(*ys: Tensor) -> None:
+    "`DeadEnd` if a way back from one of `ys` ends in an operation that cannot be differentiated again."
+    if any(node.name() == "torch::autograd::Error" for node in graph_nodes(*ys)):
         raise DeadEnd(*no_second_derivative("an autograd.Function (marked @once_differentiable)").args)
 
 def custom_functions(y: Tensor) -> str:
@@ -68,23 +69,27 @@ def custom_functions(y: Tensor) -> str:
 
 # %% ../../nbs/curvature/11_derivatives.ipynb #14cf84f4
 class Pullback:
-    "The product of the transposed Jacobian of `y` with a vector, through the graph of `y`, which stays."
+    "The product of the transposed Jacobian of `y`, over `n`, with a vector, through the graph of `y`, which stays."
     def __init__(self,
-        y: Tensor,  # of any shape, with the graph that leads from `xs` to it
+        y: Tensor | Iterable[Tensor],  # of any shapes, with the graph that leads from `xs` to them; its values may go
         xs: Iterable[Tensor],  # leaves, or tensors in the graph
+        n: float = 1.,
     ):
-        self.y, self.xs = y, list(xs)
-        check_dead_ends(y)
+        ys, self.xs, self.n = [y] if isinstance(y, Tensor) else list(y), list(xs), n
+        check_dead_ends(*ys)
+        self.shapes, self.sizes = [t.shape for t in ys], [t.numel() for t in ys]
+        self.edges = {i: get_gradient_edge(t) for i, t in enumerate(ys) if t.requires_grad}  # others are constant
 
     def __call__(self,
-        v: Tensor,  # shaped like `y`
+        v: Tensor,  # shaped like `y`, or of several end to end
     ) -> Tensor:  # `(P,)`, the derivatives with respect to all `xs` end to end
         "The derivative of `<y, v>`."
-        if not self.y.requires_grad: return v.new_zeros(sum(x.numel() for x in self.xs))  # y is constant
-        options = dict(retain_graph=True, allow_unused=True, materialize_grads=True)
-        try: parts = torch.autograd.grad(self.y, self.xs, v, **options)
+        if not self.edges: return v.new_zeros(sum(x.numel() for x in self.xs))
+        parts, options = v.reshape(-1).split(self.sizes), dict(retain_graph=True, allow_unused=True)
+        given = [parts[i].view(self.shapes[i]) for i in self.edges]
+        try: found = torch.autograd.grad([*self.edges.values()], self.xs, given, materialize_grads=True, **options)
         except RuntimeError as e: raise explain(e) from e
-        return flatten(parts)
+        return flatten(found) if self.n == 1 else flatten(found).div_(self.n)
 
 # %% ../../nbs/curvature/11_derivatives.ipynb #d72b8105
 def pushforward(
@@ -95,7 +100,7 @@ def pushforward(
     xs, u = list(xs), torch.zeros_like(y, requires_grad=True)
     options = dict(create_graph=True, allow_unused=True, materialize_grads=True)
     pulled = torch.autograd.grad(y, xs, u, **options) if y.requires_grad else [torch.zeros_like(x) for x in xs]
-    return Pullback(flatten(pulled), [u])
+    return Pullback(pulled, [u])
 
 # %% ../../nbs/curvature/11_derivatives.ipynb #a1586caf
 class count_operations(OperationMode):

@@ -53,6 +53,7 @@ class Launched:
 
     def run(self, v: Tensor) -> Tensor:
         "The sum, operation by operation."
+        if len(self.maps) == 1 and (only := self.maps[0](v)) is not v: return only
         total = torch.zeros_like(v)
         for part in self.maps: total += part(v)
         return total
@@ -98,7 +99,7 @@ class FastSum:
 
     def __init__(self,
         maps: list[Callable[[Tensor], Tensor]],  # each `(P,)` -> `(P,)`; its way does not depend on the vector
-        test: Tensor,  # `(P,)`, to try things with
+        test: Callable[[], Tensor],  # a vector `(P,)` to try things with, which need not be kept
         sizes: list[int],  # bytes that each map keeps
         n_operations: int,  # that a product consists of
         product: Literal["auto", "graph", "replay"] = "auto",  # the maps as they are, their traces, or by the rule
@@ -109,7 +110,7 @@ class FastSum:
         self.product, self.waits, self.stream = product, waits, stream
         self.done = self.ahead = 0  # products so far, and announced ones
         self._keep(maps)
-        if product == "replay": self.trace(test)
+        if product == "replay": self.trace(test())
 
     def _keep(self, maps: list[Callable[[Tensor], Tensor]]) -> None:
         self.maps = maps
@@ -172,10 +173,10 @@ class FastSum:
         if self.product == "graph" or not self.maps: return
         if self.product == "auto" and not self.worth_tracing(self.done + n, _TRACING / 2): return
         self.block_rows, most = 1, _BLOCK_BYTES // max(*self.sizes, 1)
-        if self.product == "auto": self.trace(self.test)
+        if self.product == "auto": self.trace(self.test())
         if self.product != "replay" or most < _FEW or not all(p.takes_blocks for p in self.maps): return
-        random = torch.Generator().manual_seed(0)
-        V = torch.randn(_FEW, len(self.test), generator=random, dtype=self.test.dtype).to(self.test.device)
+        random, like = torch.Generator().manual_seed(0), self.test()
+        V = torch.randn(_FEW, len(like), generator=random, dtype=like.dtype).to(like)
         try: block = self._block(V)
         except RuntimeError: return  # an operation that depends on the layout of its operands
         single, limit = torch.stack([self(v) for v in V]), 1e3 * torch.finfo(V.dtype).eps
@@ -186,11 +187,12 @@ class FastSum:
     ) -> tuple[Launched, float] | None:
         "The same sum in float32 and its relative error; None where it is not worth it, or far off."
         fits = _ROUNDING_BYTES <= self.n_bytes <= room
-        if self.test.dtype != torch.float64 or self.product == "graph" or not fits: return None
-        if self.product == "auto" and self.trace(self.test) is None: return None
+        if self.product == "graph" or not fits: return None
+        test = self.test()
+        if test.dtype != torch.float64 or self.product == "auto" and self.trace(test) is None: return None
         with beside(self.stream): programs = [program.rounded() for program in self.maps]
-        single, w = Launched(programs, self.stream, self.launched.worth), self(self.test)
-        noise = ((single(self.test.float()).double() - w).norm() / w.norm()).item()
+        single, w = Launched(programs, self.stream, self.launched.worth), self(test)
+        noise = ((single(test.float()).double() - w).norm() / w.norm()).item()
         return (single, noise) if noise < _NOISE else None
 
 # %% ../../nbs/curvature/13_fast.ipynb #56dd0f66

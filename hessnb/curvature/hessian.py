@@ -40,8 +40,11 @@ class CurvatureOperator(SelfChecking):
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with own_modes(), beside(stream):
-            self._keep_maps(product, stream)
+            self.kept, self.n_kept = FastSum([], self._test, [], 0), 0  # examples whose share of the product is kept
+            n_operations, waits = self._try()
             if verify: self.check()
+            self._keep_maps(lambda maps, sizes: FastSum(maps, self._test, sizes, n_operations * len(maps), product, waits,
+                                                        stream))
 
     def linear_map(self,
         inputs: Any,  # of one micro-batch, on the device
@@ -63,22 +66,27 @@ class CurvatureOperator(SelfChecking):
             names = custom_functions(self.objective.outputs(self.leaves, inputs))
             raise no_second_derivative(f"autograd.Function {names} (marked @once_differentiable)") from None
 
-    def _keep_maps(self, product: str, stream: "torch.cuda.Stream | None") -> None:
-        "Try a product with one example; then keep the maps of the leading micro-batches that fit the budget."
+    def _test(self) -> Tensor: return torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
+
+    def _try(self) -> tuple[int, bool]:
+        "A product with one example: of how many operations it consists, and whether one of them waits for the host."
         check_mode(self.objective.model)
-        test = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
-        maps, sizes, cost, self.n_kept = [], [], self.objective.cost, 0  # examples whose share of the product is kept
+        one = self._map(0, *first_examples(*next(self.objective.micro_batches()), 1))
+        with count_operations() as counted: one(self._test())
+        return counted.n, counted.waits
+
+    def _keep_maps(self,
+        summed: Callable[[list, list[int]], FastSum],  # (maps, bytes that each keeps) -> their sum
+    ) -> None:
+        "Keep the maps of the leading micro-batches that fit the budget."
+        maps, sizes, cost = [], [], self.objective.cost
         for number, (inputs, target) in enumerate(self.objective.micro_batches()):
-            if number == 0:
-                one = self._map(0, *first_examples(inputs, target, 1))
-                with count_operations() as counted: one(test)
-                del one
             size = cost.fixed + len(target) * cost.per_example
             if sum(sizes) + size > self.memory_budget: break
             maps.append(self._map(number, inputs, target))
             sizes.append(size)
             self.n_kept += len(target)
-        self.kept = FastSum(maps, test, sizes, counted.n * len(maps), product, counted.waits, stream)
+        self.kept = summed(maps, sizes)
 
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
         "What a product consists of: all that is kept, and one micro-batch after the other of the rest."
@@ -119,7 +127,7 @@ class HessianOperator(CurvatureOperator):
     title, symbol = "Hessian", "H"
 
     def linear_map(self, inputs, target):
-        gradient = self.objective.micro_batch_grad(self.leaves, inputs, target, create_graph=True)
-        return Pullback(gradient / self.objective.normaliser, self.leaves.values())
+        gradients = self.objective.micro_batch_grads(self.leaves, inputs, target, create_graph=True)
+        return Pullback(gradients, self.leaves.values(), self.objective.normaliser)
 
     def findings(self, sample, product): return check_derivatives(sample.near, product)

@@ -256,7 +256,7 @@ class HeldModel(Parameters):
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {dtype}")
         self.dtype = dtype
-        self.params = {n: p.to(dtype, copy=True) for n, p in self._chosen.items()}
+        self.params = {n: p.to(dtype) for n, p in self._chosen.items()}
         self.fixed = {n: self.place(t) for n, t in self._others.items()}  # the other parameters and the buffers
 
     @contextmanager
@@ -314,7 +314,7 @@ class FunctionalModel(HeldModel):
         "See what the model does in a forward pass besides giving outputs; `ValueError` if it moves its parameters."
         self.writes, self.recomputes, self.differentiates = ((), False), False, False
         kept, leaves, given = self.fixed, self.leaves(), map_tensors(_cloned, inputs)
-        versions = {n: p._version for n, p in self.params.items()}
+        versions = {n: (p._version, p.clone()) for n, p in self.params.items()}
         self.fixed = {n: t.clone() for n, t in kept.items()}
         try:
             self.recomputes = self._saves_by_hooks(leaves, given)
@@ -322,8 +322,7 @@ class FunctionalModel(HeldModel):
             with torch.no_grad():
                 try: self.outputs(self.params, map_tensors(_cloned, inputs))
                 except RuntimeError: self.differentiates = True
-            moved = [n for n, p in self.params.items() if p._version != versions[n]
-                     or _changed(p, self._chosen[n].to(self.dtype))]
+            moved = [n for n, p in self.params.items() if p._version != versions[n][0] or _changed(p, versions[n][1])]
             changed = frozenset(n for n, t in self.fixed.items() if _changed(t, kept[n]))
         finally: self.fixed = kept
         if moved:

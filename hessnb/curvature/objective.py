@@ -179,19 +179,23 @@ class MeanLoss(OverData):
         if self._value is None: self._value = self._totals(self.params)[0]
         return self._value
 
-    def micro_batch_grad(self,
+    def micro_batch_grads(self,
         leaves: Mapping[str, Tensor],  # parameters; fresh leaves are made of those that do not require a gradient
         inputs: Any,
         target: Tensor,
         create_graph: bool = False,  # keep the graph for a second derivative
-    ) -> Tensor:  # `(P,)`
-        "Gradient of the *summed* loss of one micro-batch; divide by `normaliser` for its share of the mean."
+    ) -> tuple[Tensor, ...]:  # shaped like the parameters
+        "Gradients of the *summed* loss of one micro-batch; divide by `normaliser` for its share of the mean."
         leaves = {n: p if p.requires_grad else p.detach().requires_grad_() for n, p in leaves.items()}
         total = self.loss.total(self.outputs(leaves, inputs), target)
         if not total.requires_grad: raise ValueError(NO_DEPENDENCE)
         options = dict(create_graph=create_graph, allow_unused=True, materialize_grads=True)
-        try: return flatten(torch.autograd.grad(total, list(leaves.values()), **options))
+        try: return torch.autograd.grad(total, list(leaves.values()), **options)
         except RuntimeError as e: raise plainly(e, self.dtype) from e
+
+    def micro_batch_grad(self, *args, **kwargs) -> Tensor:  # `(P,)`
+        "The same as one vector."
+        return flatten(self.micro_batch_grads(*args, **kwargs))
 
     @isolated
     def grad(self,
