@@ -149,6 +149,11 @@ def compared(analyses: Sequence[Analysis]) -> Comparison:
     "The minima side by side."
     return Comparison({a.name: a.examined for a in analyses})
 
+def _sampling_summary(e: Examination) -> dict:
+    s = e.sampling
+    return {"standard_error": s.standard_error.tolist(), "bias": s.bias.tolist(), "angles": s.angles.tolist(),
+            "n_examples": s.n_examples}
+
 def minimum_summary(a: Analysis) -> dict:
     "The numbers of one minimum."
     m, e, p, o, verified = a.minimum, a.examined, a.pairs, a.examined.outliers, getattr(a.pairs, "verified", None)
@@ -157,6 +162,7 @@ def minimum_summary(a: Analysis) -> dict:
         "n_params": a.n_params, "train_accuracy": m.train_accuracy, "test_accuracy": m.test_accuracy,
         "train_loss": m.train_loss, "param_norm": e.param_norm,
         "eigenvalues": p.values.tolist(), "residuals": p.residuals.tolist(), "converged": p.converged.tolist(),
+        "sampling": _or_reason(_sampling_summary, e),
         "most_negative": e.most_negative, "n_matvecs": p.n_matvecs, "n_certify": p.n_certify,
         "miss_probability": p.miss_probability, "tol": p.tol, "verified": None if verified is None else str(verified),
         "trace": e.trace.value, "trace_standard_error": e.trace.standard_error,
@@ -241,7 +247,7 @@ def panels_figure(
     for ax in axes[:-1]:
         ax.set(xticks=[], yticks=[], xlabel="$x_1$" if own else "t-SNE 1", ylabel="$x_2$" if own else "t-SNE 2")
     legend_below(axes[0], ncols=min(4, data.n_classes))  # beside the points, not over them
-    plot_spectrum(a.pairs, a.examined.outliers or None, axes[-1])
+    plot_spectrum(a.pairs, a.examined.outliers or None, axes[-1], sampling=a.examined.sampling or None)
     return fig
 
 # %% ../nbs/report.ipynb #f0c2035b

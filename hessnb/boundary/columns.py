@@ -67,6 +67,11 @@ def _complexity(e: Any) -> str:
     "The effective dimension, and its interval."
     return f"{e.complexity.dimension:.1f} [{e.complexity.interval[0]:.1f}, {e.complexity.interval[1]:.1f}]"
 
+def _lambda_1(e: Any) -> str:
+    "The eigenvalue, and its standard error if there is one."
+    error = f" ± {e.sampling.standard_error[0]:.1g}" if e.sampling else ""
+    return f"{e.pairs.values[0]:.3g}{error}"
+
 def _outliers(e: Any) -> str:
     "The number, and its range for other constants of the criterion."
     o = e.outliers
@@ -105,7 +110,11 @@ COLUMNS = (
     Column("outliers_truncated", None,
            "True if all computed eigenvalues are outliers: then their number is a lower bound",
            lambda e: e.outliers.truncated, ""),
-    Column("lambda_1", "largest eigenvalue", "largest eigenvalue", lambda e: e.pairs.values[0].item()),
+    Column("lambda_1", "largest eigenvalue",
+           "largest eigenvalue, and its standard error over the draw of the training examples",
+           lambda e: e.pairs.values[0].item(), _lambda_1),
+    Column("lambda_1_standard_error", None, "its standard error over the draw of the training examples",
+           lambda e: e.sampling.standard_error[0].item(), ".1g"),
     Column("trace", "trace", "sum of all eigenvalues", lambda e: e.trace.value,
            lambda e: f"{e.trace.value:.3g} ± {e.trace.standard_error:.1g}"),
     Column("trace_standard_error", None, "of the trace", lambda e: e.trace.standard_error, ".1g"),

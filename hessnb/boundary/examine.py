@@ -32,6 +32,7 @@ from ..curvature.entry import as_operator
 from ..curvature.hessian import CurvatureOperator
 from ..curvature.objective import Objective, as_objective
 from ..curvature.outliers import Outliers, count_outliers
+from ..curvature.sampling import SamplingError, sampling_error
 from ..curvature.top import top_eigenpairs
 from ..curvature.trace import TraceEstimate, trace
 
@@ -46,6 +47,7 @@ class Examination:
     test_accuracy: float | Missing  # NaN without test data
     param_norm: float  # L2, of the selected parameters
     pairs: EigenPairs = field(repr=False)  # the `k` largest eigenvalues
+    sampling: SamplingError | Missing  # of the first of them: how far they would move with other examples
     most_negative: float  # the most negative eigenvalue
     outliers: Outliers | Missing
     trace: TraceEstimate
@@ -204,6 +206,8 @@ def _of_classes(
             class_structure(objective, X, subset(top, torch.arange(leading))))
 
 # %% ../../nbs/boundary/17_examine.ipynb #51583cdd
+_FIRST = 8  # eigenvalues whose standard errors over the draw of the examples are taken, for a product each
+
 def examine(
     model: nn.Module | Objective,  # the trained network, or an objective with its own loss and parameters
     data: Any = None,  # training data `(X, y)`, `Dataset` or loader; not needed with an objective
@@ -236,6 +240,7 @@ def examine(
     else: resolved, (top, negative) = missing, _ends(op, k, progress)
     outliers = or_missing(lambda: count_outliers(top.values, negative=negative), ValueError)
     leading = max(1, min(outliers.count, k)) if outliers else 1
+    sampling = or_missing(lambda: sampling_error(op, subset(top, torch.arange(min(k, _FIRST)))), ValueError)
     alignment, measure, structure = (missing,) * 3 if missing is not None else _of_classes(objective, X, top, leading)
     margin = published = no_margin
     ask = (lambda *_: progress(op.n_matvecs, k)) if callable(progress) else False
@@ -249,6 +254,6 @@ def examine(
             ValueError)
     right = or_missing(lambda: accuracy(objective, [(X, target)], unpack=default_unpack), *refusals)
     tested = math.nan if test is None else or_missing(lambda: accuracy(objective, test), *refusals)
-    return Examination(op, curvature, objective.value(), right, tested, objective.theta.norm().item(), top, negative,
-                       outliers, trace(op, pairs=top), alignment, resolved, measure, structure,
+    return Examination(op, curvature, objective.value(), right, tested, objective.theta.norm().item(), top, sampling,
+                       negative, outliers, trace(op, pairs=top), alignment, resolved, measure, structure,
                        complexity, margin, published if paper else None, time.perf_counter() - start)

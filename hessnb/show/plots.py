@@ -23,6 +23,7 @@ from ..boundary.compare import Comparison
 from ..curvature.density import SpectralDensity
 from ..curvature.eigenpairs import EigenPairs
 from ..curvature.outliers import Outliers
+from ..curvature.sampling import SamplingError
 
 # %% ../../nbs/show/00_plots.ipynb #c0ae5ec8
 CLASS_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#999999", "#8C564B",
@@ -83,14 +84,19 @@ def _draw_edge(ax: Axes, outliers: Outliers, threshold: str, vertical: bool = Fa
         span(*(c * outliers.edge for c in outliers.constants), color="grey", alpha=.15, lw=0)
 
 # %% ../../nbs/show/00_plots.ipynb #79d05020
+def _reach(sampling: SamplingError) -> np.ndarray:  # `(k,)`
+    "Half of the width of the 95% intervals."
+    return (sampling.interval()[:, 1] - sampling.values).numpy()
+
 def plot_spectrum(
     pairs: EigenPairs,
     outliers: Outliers | None = None,  # marks the outliers and the edge of the bulk
     ax: Axes | None = None,
     *,
     scale: Literal["log", "linear"] = "log",  # log: negative eigenvalues are drawn by magnitude
+    sampling: SamplingError | None = None,  # of the first of them: bars where they lie in 95% of other samples
 ) -> Axes:
-    "Eigenvalues against their index (negative ones as crosses), with residuals as error bars."
+    "Eigenvalues against their index (negative ones as crosses), with residuals or sampling errors as error bars."
     ax = axes_or_new(ax)
     values, residuals, index = pairs.values.numpy(), pairs.residuals.numpy(), np.arange(1, len(pairs) + 1)
     height, out = abs(values) if scale == "log" else values, _standing_out(values, outliers)
@@ -98,10 +104,14 @@ def plot_spectrum(
               (~out & (values > 0), dict(fmt="o", color="#0072B2", mfc="none",
                                          label="other eigenvalues" if out.any() else "eigenvalues")),
               (values < 0, dict(fmt="x", color="#0072B2", label="negative, |value|" if scale == "log" else "negative"))]
+    bars = np.stack([residuals, residuals])
+    if sampling: bars[:, :len(sampling.values)] = _reach(sampling)
+    if scale == "log": bars[0] = np.minimum(bars[0], .9 * height)  # what is zero or less is not drawn
     for shown, style in styles:
-        if shown.any(): ax.errorbar(index[shown], height[shown], yerr=residuals[shown], capsize=2, ms=5, **style)
+        if shown.any(): ax.errorbar(index[shown], height[shown], yerr=bars[:, shown], capsize=2, ms=5, **style)
     if outliers is not None: _draw_edge(ax, outliers, "threshold" if out.any() else f"threshold: {_count(outliers)}")
-    ax.set(yscale=scale, xlabel="index", ylabel="eigenvalue (loss / parameter²)", title="Top of the spectrum")
+    ax.set(yscale=scale, xlabel="index (bars: 95% over the draw of the examples)" if sampling else "index",
+           ylabel="eigenvalue (loss / parameter²)", title="Top of the spectrum")
     if len(ax.get_legend_handles_labels()[1]) > 1: legend_below(ax)
     return ax
 
