@@ -144,3 +144,13 @@ def test_intervals_cover_in_200_samples(name):
     share = torch.stack(covered).double().mean(0)
     ratio = torch.stack(errors).square().mean(0).sqrt() / torch.stack(values).std(0)
     assert (share >= .84).all() and share[0] >= .9 and ((ratio > .8) & (ratio < 1.5)).all(), (share, ratio)
+
+def test_a_matrix_that_draws_its_labels_has_no_shares_and_pairs_of_another_matrix_are_refused():
+    "Groups of examples would draw other labels than all of them together."
+    X, y = drawn(60, 3)
+    objective = Objective(trained(mlp, X, y, 30), (X, y))
+    fisher = FisherOperator(objective)
+    with pytest.raises(ValueError, match="draws at random"):
+        sampling_error(fisher, top_eigenpairs(fisher, 2, tol=1e-3))
+    with pytest.raises(ValueError, match="of another matrix"):
+        sampling_error(HessianOperator(objective), top_eigenpairs(2 * GGNOperator(objective), 2, tol=1e-3))

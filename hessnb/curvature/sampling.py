@@ -68,6 +68,8 @@ class SamplingError:
         return f"SamplingError({shown}{', ...' if len(self.values) > 5 else ''}; {self.n_examples:,} examples)"
 
 # %% ../../nbs/curvature/34_sampling.ipynb #f3100014
+_ALIKE = 1e-3  # of the largest eigenvalue: how far the shares of the examples may add up to something else
+
 @own_modes()
 def sampling_error(
     op: CurvatureOperator,  # or a model, with `data`
@@ -95,6 +97,10 @@ def sampling_error(
         shares[group] += inside
         weights[group] += weight
         outside = outside + beside
+    found = shares.sum(0).diagonal() + op.objective.weight_decay
+    if not torch.allclose(found, pairs.values, rtol=0., atol=_ALIKE * pairs.values.abs().max()):
+        raise ValueError(f"the examples' shares add up to {found[0]:.4g} where the pairs have {pairs.values[0]:.4g}: are "
+                         "they of another matrix, or of one that draws at random (a Fisher matrix from sampled labels)?")
     used = weights > 0
     if used.sum() < 2: raise ValueError("there is one group of examples only: nothing is known of their spread")
     return _spread(shares[used], weights[used], outside, pairs.values, op.objective.n_examples)
