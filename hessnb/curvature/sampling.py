@@ -101,8 +101,9 @@ def sampling_error(
     if used.sum() < 2: raise ValueError("there is one group of examples only: nothing is known of their spread")
     found = shares.sum(0).diagonal() + op.objective.weight_decay
     if not torch.allclose(found, pairs.values, rtol=0., atol=_ALIKE * pairs.values.abs().max()):
-        raise ValueError(f"the examples' shares add up to {found[0]:.4g} where the pairs have {pairs.values[0]:.4g}: are they "
-                         "of another matrix, or of one that draws at random (a Fisher matrix from sampled labels)?")
+        raise ValueError(f"the examples' shares add up to {found[0]:.4g} where the pairs have {pairs.values[0]:.4g}: "
+                         "are they of another matrix, or of one that draws at random (a Fisher matrix from sampled "
+                         "labels)?")
     return _spread(shares[used], weights[used], outside, pairs.values, op.objective.n_examples)
 
 # %% ../../nbs/curvature/34_sampling.ipynb #f3100015
