@@ -199,7 +199,7 @@ class Sample:
         self.loss_as_it_is, self.objective.loss = objective.loss, objective.loss.careful()
         inputs, target = few(*next(objective.micro_batches()), n)
         self.inputs, self.target = self.objective.place((inputs, target))
-        self.near = Near(self.loss, list(self.objective.params.values()), fixed=padding_rows(objective))
+        self.near = Near(self.loss(), list(self.objective.params.values()), fixed=padding_rows(objective))
         self.objective = self.objective.at(self.near.x)
         self.largest = self.outputs(0.).abs().max().clamp_min(1).item()  # a loss is a difference of outputs
         self.compute_in(torch.finfo(dtype).eps)
@@ -210,17 +210,19 @@ class Sample:
         self.near.rounding = eps * self.largest * len(self.target) / self.objective.normaliser
         if not self.near.fine: self.near.rounding *= 8  # of the outputs: many operations
 
-    def loss(self, leaves: list[Tensor]) -> Tensor:
-        "The examples' share of the mean loss."
-        objective = self.objective
-        outputs = objective.outputs(dict(zip(objective.params, leaves, strict=True)), self.inputs)
-        return objective.loss.total(outputs, self.target) / objective.normaliser
+    def loss(self) -> Callable[[list[Tensor]], Tensor]:
+        "The examples' share of the mean loss, of leaves; it does not hold the sample, which goes when it is not needed."
+        objective, inputs, target = self.objective, self.inputs, self.target
+        def share(leaves: list[Tensor]) -> Tensor:
+            outputs = objective.outputs(dict(zip(objective.params, leaves, strict=True)), inputs)
+            return objective.loss.total(outputs, target) / objective.normaliser
+        return share
 
     def example(self, i: int) -> "Sample":
         "One of the examples."
         other = copy.copy(self)
         other.inputs, other.target = take(self.inputs, i, i + 1), self.target[i:i + 1]
-        other.near = self.near.of(other.loss)
+        other.near = self.near.of(other.loss())
         return other
 
     def outputs(self, h: float) -> Tensor:
