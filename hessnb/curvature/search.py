@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ZERO', 'UNIT', 'CHAINS', 'Target', 'Ritz', 'look', 'most_open', 'thick_restart', 'frontier', 'frontiers', 'Budget',
-           'Search', 'look_beyond', 'one_chain', 'short_chain', 'Outcome', 'find']
+           'Keeper', 'Search', 'Probing', 'look_beyond', 'new_probe', 'one_chain', 'Outcome', 'find']
 
 # %% ../../nbs/curvature/24_search.ipynb #40d1bf22
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -150,6 +150,11 @@ class Budget:
     @property
     def left(self) -> float: return 0 if self.halted else self.most - self.used
 
+    def resume(self, used: int) -> None:
+        "Count products that were spent before."
+        self.used = used
+        if self.bar is not None: self.bar.n = self.bar.initial = used
+
     def spend(self, n: int, found: int) -> bool:
         "`n` more products, with `found` pairs so far; true if the caller wants no more."
         self.used += n
@@ -164,6 +169,11 @@ class Budget:
         if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/curvature/24_search.ipynb #c7d6b153
+class Keeper(Protocol):
+    "Where the state of a search may be kept."
+    def save(self, search: "Search") -> None: ...  # called where a search could go on from; what is due is written
+    def restore(self, search: "Search") -> bool: ...  # into a new search; false if nothing is kept
+
 class Search:
     "A Krylov space, led to the wanted pairs."
     def __init__(self,
@@ -173,9 +183,17 @@ class Search:
         capacity: int,  # most rows to hold
         generator: torch.Generator,  # of the random start and of the probes
         home: Literal["device", "host", "disk"] = "device",  # of the rows
+        keeper: Keeper | None = None,  # of the state
     ):
         self.op, self.target, self.budget, self.generator = op, target, budget, generator
         self.krylov, self.ritz, self.least = Krylov(op, capacity, max(32, 4 * target.k), home), None, 0
+        self.keeper, self.found = keeper, 0  # pairs that were done at the last look
+        self.queued = 0  # start rows that are still to be multiplied
+        self.check_at: int | None = None  # rows after which to look again; None: converging has not begun
+        self.row: int | None = None  # pending row to multiply next; None: the one that is most open
+        self.probing: Probing | None = None  # how far the probes have come; None: there are none
+        self.probe: Probe | None = None  # the one that is running
+        self.kept = 0  # leading rows that are still what they were when the state was written
 
     def random(self) -> Tensor: return gaussian_rows(self.op, 1, self.generator)[0]
 
@@ -184,8 +202,25 @@ class Search:
         least = min(self.krylov.capacity - 1, self.target.k + 8)
         self.least = least if start is None else 0  # products before anything counts as found
         for v in self.random()[None] if start is None else start.to(self.op.dtype): self.krylov.add(v)
-        for i in range(len(self.krylov.pending)):
-            if self.budget.left > 0 or not i: self.expand(0)
+        self.queued = len(self.krylov.pending)
+        self.multiply_start()
+
+    def multiply_start(self) -> None:
+        "Products with the start rows that have not had theirs."
+        while self.queued and (self.budget.left > 0 or not self.krylov.m):
+            self.expand(0)
+            self.queued -= 1
+            self.save()
+
+    def save(self) -> None:
+        "Have the state kept, if somebody keeps it; here a search could go on from."
+        if self.keeper is not None: self.keeper.save(self)
+
+    def resume(self) -> bool:
+        "Go on from the state that is kept; false if there is none."
+        if self.keeper is None or not self.keeper.restore(self): return False
+        self.multiply_start()
+        return True
 
     def expand(self, row: int) -> float:
         "Multiply a pending row; the norm of what is left."
@@ -193,12 +228,22 @@ class Search:
         self.count()
         return left
 
-    def count(self) -> bool: return self.budget.spend(1, 0 if self.ritz is None else self.ritz.n_done)
+    def count(self) -> bool:
+        "One more product; true if the caller wants no more."
+        ended = self.budget.spend(1, self.found)
+        if self.probe is not None: self.save()
+        return ended
 
     def look(self) -> bool:
         "Are all wanted pairs there and small?"
         self.ritz = look(self.krylov, self.target)
+        self.found = self.ritz.n_done
         return self.ritz.complete
+
+    def restart(self, neighbours: float = .5) -> None:
+        "See `thick_restart`."
+        thick_restart(self.krylov, self.target, neighbours)
+        self.kept = 0
 
     def settle(self) -> None:
         "Want only the leading pairs that are done, or one."
@@ -208,63 +253,94 @@ class Search:
 
     def converge(self) -> bool:
         "Expand until all wanted pairs are small; false if the budget ended first."
-        krylov, row = self.krylov, None
-        check_at = self.least if len(krylov.pending) == 1 else 0
+        if self.check_at is None: self.check_at, self.row = self.least if len(self.krylov.pending) == 1 else 0, None
+        done = self.advance()
+        self.check_at = None
+        return done
+
+    def advance(self) -> bool:
+        "Go on with `converge`."
+        krylov = self.krylov
         while True:
-            if krylov.m >= check_at or not len(krylov.pending):
+            self.save()
+            if krylov.m >= self.check_at or not len(krylov.pending):
                 if self.look() and (krylov.m >= self.least or not len(krylov.pending)): return True
-                check_at, row = krylov.m + max(1, krylov.m // 24), None
+                self.check_at, self.row = krylov.m + max(1, krylov.m // 24), None
             if self.budget.left <= 0: return self.look()
             if not len(krylov.pending) and not krylov.add(self.random()): return self.look()
             if krylov.room <= 0 and krylov.unexplored > len(krylov.pending):
-                thick_restart(krylov, self.target)
+                self.restart()
                 self.look()
-                check_at, row = 0, None
-            if row is None: row = most_open(self.ritz) if len(krylov.pending) > 1 else 0
-            row = -1 if self.expand(row) else None
-            if row is None: check_at = 0
+                self.check_at, self.row = 0, None
+            if self.row is None: self.row = most_open(self.ritz) if len(krylov.pending) > 1 else 0
+            self.row = -1 if self.expand(self.row) else None
+            if self.row is None: self.check_at = 0
 
 # %% ../../nbs/curvature/24_search.ipynb #b128118b
 CHAINS = 8  # probes of one frontier at most
+
+@dataclass
+class Probing:
+    "How far the probes beyond a space have come."
+    used: int  # products until its pairs were found
+    theta: Tensor  # `(k,)`, their values
+    scale: float  # largest |eigenvalue|
+    ends: list[tuple[float, int]]  # the frontiers
+    end: int = 0  # which of them is being probed
+    chains: int = 0  # probes of it that have ended
+    miss: float = 1.  # bound on the probability that they have missed something
+    total: float = 0.  # the same for the frontiers before
+
+    @classmethod
+    def of(cls, search: Search) -> "Probing":
+        ritz = search.ritz
+        return cls(search.budget.used, ritz.theta, ritz.scale, frontiers(ritz, search.op.shape[0]))
 
 def look_beyond(
     search: Search,
     goal: float,  # for the bound on the probability of a miss
 ) -> tuple[float, bool]:
     "Probe every frontier; the bound that was reached, and whether something was found."
-    total, ends = 0., frontiers(search.ritz, search.op.shape[0])
-    for sigma, sign in ends:
-        miss = 1.
-        for _ in range(CHAINS):
-            probe = one_chain(search, sigma, sign, goal / len(ends) / miss, last=(sigma, sign) == ends[-1])
-            if probe is None: miss = miss if search.krylov.unexplored else 0.
-            elif probe.found: return 1., True
-            else: miss *= probe.miss
-            if probe is None or not probe.ended or miss <= goal / len(ends): break
-        total += miss
-    return min(1., total), False
+    at = search.probing = search.probing or Probing.of(search)
+    part, found = goal / len(at.ends), False
+    while at.end < len(at.ends) and not found:
+        probe = one_chain(search, *at.ends[at.end], part / at.miss, last=at.ends[at.end] == at.ends[-1])
+        found = probe is not None and probe.found
+        if probe is not None: at.miss *= probe.miss
+        elif not search.krylov.unexplored: at.miss = 0.
+        at.chains += 1
+        if probe is None or not probe.ended or at.miss <= part or at.chains == CHAINS:
+            at.end, at.chains, at.miss, at.total = at.end + 1, 0, 1., at.total + at.miss
+    search.probing = None
+    return (1., True) if found else (min(1., at.total), False)
 
-def one_chain(search: Search, sigma: float, sign: int, goal: float, last: bool) -> Probe | None:
-    "A probe, taken in by the space if it has found something; None if nothing is unexplored, or no room is left."
+def new_probe(search: Search, sigma: float, sign: int) -> Probe | None:
+    "A probe, with room for its rows if they fit; None if nothing is unexplored, or the budget has ended."
     krylov, k = search.krylov, search.target.k
     whole = krylov.capacity == search.op.shape[0]  # then everything unexplored has its place
     if not whole and krylov.room < min(krylov.unexplored, 32):
-        thick_restart(krylov, search.target, neighbours=0. if krylov.capacity < k + 64 else .5)
+        search.restart(neighbours=0. if krylov.capacity < k + 64 else .5)
     steps = min(max(128, 2 * krylov.m), krylov.unexplored, search.budget.left)
     if steps < 1: return None
-    if not whole and krylov.room - 1 < steps: return short_chain(search, sigma, sign, goal, steps)
-    m, probe = krylov.m, Probe(krylov, search.random(), sigma, sign)
-    probe.run(goal, steps, search.count)
-    useful = not last and probe.beta > 1e3 * krylov.eps * krylov.scale  # to the next one; else it has only rounding
-    if probe.found or useful: absorb(probe)
-    else: krylov.forget(m)
-    return probe
+    kind = ShortProbe if not whole and krylov.room - 1 < steps else Probe
+    return kind(krylov, search.random(), sigma, sign)
 
-def short_chain(search: Search, sigma: float, sign: int, goal: float, steps: int) -> Probe:
-    "A probe without rows; what it has found is a pending row of the space."
-    probe = ShortProbe(search.krylov, search.random(), sigma, sign)
-    probe.run(goal, steps, search.count)
-    if probe.found: search.krylov.add(probe.vector(search.count))
+def one_chain(search: Search, sigma: float, sign: int, goal: float, last: bool) -> Probe | None:
+    "A probe, taken in by the space if it has found something; None if nothing is unexplored, or no room is left."
+    krylov, probe = search.krylov, search.probe or new_probe(search, sigma, sign)
+    if probe is None: return None
+    search.probe, short = probe, isinstance(probe, ShortProbe)
+    steps = min(max(128, 2 * probe.m), probe.n, probe.steps + search.budget.left)
+    if not short and krylov.capacity < search.op.shape[0]: steps = min(steps, probe.steps + krylov.room - 1)
+    if probe.miss > goal: probe.run(goal, steps, search.count)
+    search.probe = None
+    useful = not last and probe.beta > 1e3 * krylov.eps * krylov.scale  # to the next one; else it has only rounding
+    if short:
+        if probe.found: krylov.add(probe.vector(search.count))  # a pending row, for there is no room for the others
+    elif probe.found or useful: absorb(probe)
+    else:
+        krylov.forget(probe.m)
+        search.kept = min(search.kept, probe.m)
     return probe
 
 # %% ../../nbs/curvature/24_search.ipynb #29ffecc2
@@ -281,13 +357,16 @@ def find(
     goal: float,  # for the bound on the probability of a miss; 1 skips the probe
 ) -> Outcome:
     "Lead the search to its target."
-    search.begin(start)
+    if not search.resume(): search.begin(start)
     while True:
-        if not search.converge(): return Outcome("halted" if search.budget.halted else "budget", 1., search.budget.used)
-        used, theta, target = search.budget.used, search.ritz.theta, search.target
-        if goal >= 1: return Outcome("converged", 1., used)
+        if search.probing is None:
+            if not search.converge():
+                return Outcome("halted" if search.budget.halted else "budget", 1., search.budget.used)
+            if goal >= 1: return Outcome("converged", 1., search.budget.used)
+            search.probing = Probing.of(search)
+        at, target = search.probing, search.target
         miss, found = look_beyond(search, goal)
         size = torch.abs if target.which == "LM" else torch.clone  # +1 and -1 are a tie there
-        near = dict(rtol=8 * target.tol, atol=8 * target.eps * search.ritz.scale)
-        if search.look() and not found and torch.allclose(size(theta), size(search.ritz.theta), **near):
-            return Outcome("converged", miss, used)
+        near = dict(rtol=8 * target.tol, atol=8 * target.eps * at.scale)
+        if search.look() and not found and torch.allclose(size(at.theta), size(search.ritz.theta), **near):
+            return Outcome("converged", miss, at.used)
