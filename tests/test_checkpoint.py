@@ -2,16 +2,14 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import F64, HERE, prescribed, quiet, randn, seeded
+from conftest import F64, prescribed, quiet, randn, seeded
 from hessnb.curvature import checkpoint as room
 from hessnb.curvature import store
 from hessnb.curvature.basis import FileRows
@@ -48,14 +46,13 @@ class Mortal(MatrixOperator):
 
     def in_single(self):
         if self.coarse is None: return None
-        other = MatrixOperator(self.A.float() if self.coarse == "fine" else (self.A + 1e-4 * self.A.diag().diag()).float())
-        other.noise, outer = 1e-7, self
+        outer, off = self, 0. if self.coarse == "fine" else 1e-4
         class Coarse(MatrixOperator):
             noise = 1e-7
             def apply(self, v):
                 outer.one(v[None])
                 return super().apply(v)
-        return Coarse(other.A)
+        return Coarse((self.A + off * self.A.diag().diag()).float())
 
 
 def in_a_child(run):
@@ -243,8 +240,7 @@ CHANGES = {
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_request_is_refused(tmp_path, name, ended):
-    search("one chain", None, tmp_path, progress=None if ended else (lambda *_: True)) if not ended else search(
-        "one chain", None, tmp_path)
+    search("one chain", None, tmp_path, progress=False if ended else lambda *_: True)
     with pytest.raises(ValueError, match=f"another request: {name} was .* delete the folder"):
         search("one chain", None, tmp_path, **CHANGES[name])
 
@@ -280,7 +276,8 @@ def halted(folder, way="one chain"):
 def test_damage_is_an_error_and_no_new_start(tmp_path, always):
     rows = halted(tmp_path)
     assert len(rows) > 1
-    whole, state = {f: f.read_bytes() for f in [*rows, tmp_path / "search.safetensors"]}, tmp_path / "search.safetensors"
+    state = tmp_path / "search.safetensors"
+    whole = {file: file.read_bytes() for file in [*rows, state]}
 
     def refused(message):
         with pytest.raises(ValueError, match=message) as error: search("one chain", None, tmp_path)
@@ -307,7 +304,8 @@ def test_damage_is_an_error_and_no_new_start(tmp_path, always):
         refused(message)
     values = json.loads(texts["state"])
     for change, message in [({"m": 7}, "rows, expected 7"), ({"segments": values["segments"][1:]}, "is damaged"),
-                            ({"dtype": "torch.float16"}, "was left in torch.float16"), ({"target": {"k": 4}}, "is damaged")]:
+                            ({"dtype": "torch.float16"}, "was left in torch.float16"),
+                            ({"target": {"k": 4}}, "is damaged")]:
         write_tensors(state, tensors, {**texts, "state": json.dumps({**values, **change})})
         refused(message)
     for name in ("pending", "G", "coupling", "generator"):

@@ -36,7 +36,8 @@ def made(dtype, *shape, seed=0):
 def test_what_is_written_is_read_by_us_and_by_others(tmp_path, monkeypatch, dtype, block):
     monkeypatch.setattr(store, "BLOCK", block)
     tensors = {"matrix": made(dtype, 5, 7), "turned": made(dtype, 5, 7).T, "one": made(dtype),
-               "none": made(dtype, 0, 3), "cube": made(dtype, 2, 3, 4).permute(2, 0, 1), "apart": made(dtype, 9, 4)[::2], "odd": ODD}
+               "none": made(dtype, 0, 3), "cube": made(dtype, 2, 3, 4).permute(2, 0, 1),
+               "apart": made(dtype, 9, 4)[::2], "odd": ODD}
     size = write_tensors(tmp_path / "a", tensors, {"note": "äöü\n\"", "empty": ""})
     assert size == (tmp_path / "a").stat().st_size and os.listdir(tmp_path) == ["a"]
     theirs = load_file(tmp_path / "a")

@@ -29,9 +29,10 @@ from .krylov import require_finite
 from .operator import Operator
 from .search import Probing, Search, Target
 from .store import TensorFile, write_tensors
-
-try: import fcntl
-except ImportError: fcntl = None  # Windows: two processes in one folder are not noticed
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are not noticed
+    fcntl = None
 
 # %% ../../nbs/curvature/25_checkpoint.ipynb #2f3e6a1e
 _PIECES = 64  # of a product, that are compared
@@ -108,7 +109,9 @@ def put_state(
     search.target = Target(**values["target"])
     search.budget.resume(values["used"])
     for name in _NUMBERS: setattr(search, name, values[name])
-    if probing: search.probing = Probing(theta=file.read("theta"), **{**probing, "ends": [*map(tuple, probing["ends"])]})
+    if probing:
+        ends = [(sigma, sign) for sigma, sign in probing["ends"]]
+        search.probing = Probing(theta=file.read("theta"), **{**probing, "ends": ends})
     if not probe: return
     kind = ShortProbe if probe.pop("short") else Probe
     search.probe = kind.__new__(kind)  # it has begun, so nothing is drawn
@@ -165,7 +168,7 @@ class Folder:
             with TensorFile(self.path) as file: product, texts = file.read("product"), file.texts
             if texts.get("kind") != KIND: raise ValueError(f"it holds {texts.get('kind')}, expected {KIND}")
             if texts["version"] != VERSION: raise ValueError(f"it is of version {texts['version']}, expected {VERSION}")
-            request, state = json.loads(texts["request"]), json.loads(texts["state"])
+            request, state = dict(json.loads(texts["request"])), dict(json.loads(texts["state"]))
             self.serial, self.n_single = state["serial"], state["n_single"]
             self.segments = [(name, rows) for name, rows in state["segments"]]
         except (ValueError, KeyError, TypeError) as e: raise self.refuse(f"cannot be read: {e}") from None
@@ -217,8 +220,8 @@ class Checkpoint(Folder):
     def complain(self, error: OSError) -> None:
         "Say that the disk does not take it, once."
         if not self.warned:
-            warnings.warn(f"the state of the search could not be written to {self.folder} ({error}); the search goes on "
-                          "and tries again, but cannot be resumed from here", stacklevel=2)
+            warnings.warn(f"the state of the search could not be written to {self.folder} ({error}); the search goes "
+                          "on and tries again, but may not be resumed from here", stacklevel=2)
         self.warned = True
 
     def write(self, search: Search) -> None:

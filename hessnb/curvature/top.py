@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .basis import free_bytes
 from .batches import default_unpack
+from .budget import Budget
 from .certify import certify
 from .checkpoint import Checkpoint, digest
 from .checks import all_finite, own_modes
@@ -29,7 +30,7 @@ from .entry import as_operator
 from .krylov import NotFinite
 from .mixed import correct
 from .operator import Operator, check_generator, probability, seeded, whole
-from .search import Budget, Outcome, Search, Target, find, look_beyond
+from .search import Outcome, Search, Target, find, look_beyond
 
 # %% ../../nbs/curvature/28_top.ipynb #b9ca872b
 def check_start(op: Operator, start: Tensor) -> Tensor:
