@@ -130,9 +130,12 @@ class Folder:
         folder: str | Path,
         op: Operator,
         request: dict[str, Any],  # what the caller has asked for, as far as the result depends on it
+        generator: torch.Generator,  # of the search; if that does not end, it is left as it was
     ):
+        self.generator, self.first, self.ended = generator, generator.get_state(), False
         self.folder, self.op, self.n_single = Path(folder), op, 0  # of the products so far, in float32
-        self.request = {"parameters": op.shape[0], "precision": str(op.dtype), **request}
+        self.request = {"parameters": op.shape[0], "precision": str(op.dtype), **request,
+                        "generator": digest(self.first)}
         self.state: dict[str, Any] | None = None  # what was found, until it is taken
         self.segments: list[tuple[str, int]] = []  # files of rows, and how many of their rows are good
         self.serial = 0  # of the last state
@@ -160,7 +163,9 @@ class Folder:
             raise self.refuse("is in use by another process, or another search of this one") from None
         return self
 
-    def __exit__(self, *_) -> None: self.lock.close()
+    def __exit__(self, *_) -> None:
+        self.lock.close()
+        if not self.ended: self.generator.set_state(self.first)  # so that the same call can be made again
 
     def look(self) -> None:
         "Read what is there; `ValueError` if it is damaged, or belongs to another operator or request."
@@ -265,20 +270,22 @@ class Checkpoint(Folder):
         raise ValueError(f"{file.path.name}: row {i} of {name} has shape {tuple(row.shape)} and norm "
                          f"{norm(row).sum():.3g}, expected {self.op.shape[0]} numbers of norm 1")
 
-    def finish(self, pairs: EigenPairs, generator: torch.Generator) -> None:
+    def finish(self, pairs: EigenPairs) -> None:
         "Keep the result instead of the state."
+        self.ended = True
         try:
             pairs.save(self.folder / "pairs.safetensors")
-            self.put({"generator": generator.get_state()}, {"ended": True, "serial": 0, "segments": [], "n_single": 0})
+            self.put({"generator": self.generator.get_state()}, {"ended": True, "serial": 0, "segments": [], "n_single": 0})
             self.segments = []
             self.tidy()
         except OSError as e: self.complain(e)
 
-    def result(self, generator: torch.Generator) -> EigenPairs | None:
+    def result(self) -> EigenPairs | None:
         "The pairs of a search that has ended, and the random stream as it was left; None if it has not."
         if self.state is None or "ended" not in self.state: return None
         try:
-            with TensorFile(self.path) as file: generator.set_state(file.read("generator"))
             pairs = EigenPairs.load(self.folder / "pairs.safetensors")
+            with TensorFile(self.path) as file: self.generator.set_state(file.read("generator"))
+            self.ended = True
         except (OSError, ValueError, RuntimeError) as e: raise self.refuse(f"is damaged: {e}") from e
         return replace(pairs, vectors=pairs.vectors.to(self.op.device))

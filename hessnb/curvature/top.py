@@ -147,10 +147,9 @@ def top_eigenpairs(
         if not dense: op.expect(k + 8)
         if checkpoint is not None:
             asked = dict(k=k, which=which, tol=tol, miss_probability=miss_probability, basis_bytes=basis_bytes,
-                         single=bool(single), start=start if start is None else digest(start),
-                         generator=digest(generator.get_state()))
-            keeper = stack.enter_context(Checkpoint(checkpoint, op, asked))
-            pairs = keeper.result(generator)
+                         single=bool(single), start=start if start is None else digest(start))
+            keeper = stack.enter_context(Checkpoint(checkpoint, op, asked, generator))
+            pairs = keeper.result()
         if pairs is not None: outcome = Outcome("converged", pairs.miss_probability, pairs.n_matvecs)
         elif dense: pairs, outcome = solve_dense(op, k, which, tol, basis_bytes or _BYTES), Outcome("converged", 0., n)
         else:
@@ -162,7 +161,7 @@ def top_eigenpairs(
             pairs, outcome = search_and_certify(op, Target(k, which, tol, eps), budget, capacity, generator, start,
                                                 miss_probability, coarse, home, keeper)
         ended = outcome.stopped == "converged" and (outcome.miss <= miss_probability or budget.left > 0)
-        if keeper is not None and ended: keeper.finish(pairs, generator)
+        if keeper is not None and ended: keeper.finish(pairs)
     warn_unconverged(pairs, 3)
     if outcome.stopped == "converged" and outcome.miss > miss_probability:
         warnings.warn(f"completeness is not certified: miss_probability={outcome.miss:.1g} against the goal "
