@@ -202,7 +202,8 @@ def test_a_model_in_another_process(tmp_path, dtype):
         total = undisturbed.n_matvecs + undisturbed.n_certify
         script = SCRIPT.format(tests=str(HERE))
         for at in (15, total - 4) if dtype == "float32" else (total - 4,):
-            done = subprocess.run([sys.executable, "-c", script, tmp_path, str(at), dtype], capture_output=True, text=True)
+            command = [sys.executable, "-c", script, tmp_path, str(at), dtype]
+            done = subprocess.run(command, capture_output=True, text=True)
             assert done.returncode == -signal.SIGKILL, done.stderr
         same(top_eigenpairs(curvature(dtype), 3, checkpoint=tmp_path, basis_bytes=20 * 8 * 443), undisturbed)
 
