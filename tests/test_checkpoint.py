@@ -1,10 +1,12 @@
 "A search that is killed goes on where it was, to the same bits; and no state is taken for what it is not."
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -14,11 +16,13 @@ from conftest import F64, HERE, blobs, mlp, prescribed, quiet, randn, seeded
 from hessnb.curvature import checkpoint as room
 from hessnb.curvature import store
 from hessnb.curvature.basis import FileRows
+from hessnb.curvature.budget import Budget
 from hessnb.curvature.checkpoint import Checkpoint, difference, digest, fingerprint
 from hessnb.curvature.eigenpairs import EigenPairs
 from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.operator import MatrixOperator
+from hessnb.curvature.search import Search, Target, find
 from hessnb.curvature.store import TensorFile, write_tensors
 from hessnb.curvature.top import top_eigenpairs
 
@@ -208,6 +212,56 @@ def test_a_model_in_another_process(tmp_path, dtype):
         same(top_eigenpairs(curvature(dtype), 3, checkpoint=tmp_path, basis_bytes=20 * 8 * 443), undisturbed)
 
 
+def equal(a, b):
+    if isinstance(a, torch.Tensor): return a.dtype == b.dtype and torch.equal(a, b)
+    return all(equal(vars(a)[n], vars(b)[n]) for n in vars(a)) if hasattr(a, "__dict__") else a == b
+
+
+@pytest.mark.parametrize("way", ["both ends", "start, restarts", "restarts, long probes", "restarts, short probes"])
+def test_all_that_a_search_knows_comes_back(tmp_path, always, monkeypatch, way):
+    write, seen = Checkpoint.write, []
+
+    def checked(self, search):
+        write(self, search)
+        other, krylov = copy.copy(self), search.krylov
+        other.look()
+        new = Search(search.op, Target(1, "LM", .1, .1), Budget(), krylov.capacity, seeded(9), krylov.basis.home)
+        assert other.restore(new)
+        elsewhere = {"op", "budget", "generator", "keeper", "ritz", "krylov", "probe", "probe_goal"}
+        for name in set(vars(search)) - elsewhere:
+            assert equal(getattr(search, name), getattr(new, name)), name
+        for name in ("m", "Q", "pending", "coupling", "G", "scale", "skew", "capacity"):
+            assert equal(getattr(krylov, name), getattr(new.krylov, name)), name
+        assert new.budget.used == search.budget.used
+        assert torch.equal(new.generator.get_state(), search.generator.get_state())
+        if search.probe is not None:
+            assert type(new.probe) is type(search.probe) and new.probe.space is new.krylov
+            assert all(equal(x, vars(new.probe)[name]) for name, x in vars(search.probe).items() if name != "space")
+        seen.append((search.row, search.probe is None))
+
+    monkeypatch.setattr(Checkpoint, "write", checked)
+    search(way, None, tmp_path)
+    assert len(set(seen)) >= 3
+
+
+def test_rows_that_a_probe_has_left_behind_are_not_kept(tmp_path, always):
+    op = MatrixOperator(A)
+    def make(keeper): return Search(op, Target(2, "LA", 1e-6, 2e-16), Budget(), 100, seeded(0), keeper=keeper)
+    with Checkpoint(tmp_path, op, {}, seeded(0)) as keeper:
+        one = make(keeper)
+        find(one, None, 1e-3)
+        rows = one.krylov.m
+        assert sum(n for _, n in keeper.segments) > rows  # those of the probe were written
+        one.krylov.add(randn(100))
+        for _ in range(3):
+            one.expand(-1)
+            one.save()
+        assert sum(n for _, n in keeper.segments) == rows + 3
+    with Checkpoint(tmp_path, op, {}, seeded(0)) as keeper:
+        two = make(keeper)
+        assert keeper.restore(two) and torch.equal(one.krylov.Q, two.krylov.Q)
+
+
 def test_what_has_ended_is_returned_after_one_product(tmp_path):
     for way in ("one chain", "another stream", "mixed"):
         folder = tmp_path / way
@@ -383,6 +437,41 @@ def test_one_process_at_a_time(tmp_path):
     with Checkpoint(tmp_path, op, {}, seeded(0)):
         with pytest.raises(ValueError, match="in use"): search("one chain", None, tmp_path)
     search("one chain", None, tmp_path)  # and then it is free
+
+
+DEVICES = [pytest.param("pretended", marks=pytest.mark.pretended), pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_vectors_on_a_device_go_to_the_folder_and_back(tmp_path, always, name):
+    place, device = nullcontext(), torch.device("cuda")
+    if name == "pretended":
+        from fakegpu import DEVICE, fake_gpu
+        place, device = fake_gpu(), DEVICE
+    with place:
+        op = MatrixOperator(A.to(device))
+        for i, home in enumerate(("device", "disk")):
+            more = dict(basis_bytes=16 * ROWS, basis_on=home, generator=seeded(0))
+            undisturbed = top_eigenpairs(op, 4, **more)
+            for at in (10, 33):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    more["generator"] = seeded(0)
+                    more["checkpoint"] = tmp_path / f"{i}{at}"
+                    top_eigenpairs(op, 4, progress=lambda n, _, at=at: n == at, **more)
+                pairs = top_eigenpairs(op, 4, **more)
+                assert pairs.vectors.device == op.device and repr(pairs) == repr(undisturbed)
+                for name in ("values", "vectors"):
+                    assert torch.equal(getattr(pairs, name).cpu(), getattr(undisturbed, name).cpu())
+            kept = top_eigenpairs(op, 4, **{**more, "generator": seeded(0)})
+            assert kept.vectors.device == op.device
+
+
+def test_several_processes_are_refused(tmp_path):
+    op = MatrixOperator(A)
+    op.processes = object()
+    with pytest.raises(ValueError, match="in one process"): Checkpoint(tmp_path / "a", op, {}, seeded(0)).__enter__()
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, always, monkeypatch):

@@ -155,6 +155,8 @@ class Folder:
         return ValueError(f"the checkpoint {self.folder} {why}; pass another path, or delete the folder to begin anew")
 
     def __enter__(self):
+        if getattr(self.op, "processes", None) is not None:  # they would have to write at the same product
+            raise ValueError("checkpoint= is for a search in one process: leave it out where there are several")
         if self.folder.exists() and not self.folder.is_dir(): raise self.refuse("is a file, expected a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         strange = sorted(name for name in os.listdir(self.folder) if not _OURS.fullmatch(name))
