@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .basis import Basis, norm
 from .batches import default_unpack
+from .budget import Budget
 from .checks import own_modes
 from .completeness import Probe, probe_block
 from hessnb.curvature.eigenpairs import (
@@ -32,7 +33,6 @@ from hessnb.curvature.eigenpairs import (
 from .entry import as_operator
 from .krylov import Subspace, gaussian_rows
 from .operator import Operator, check_generator, probability, seeded, verification, whole
-from .search import Budget
 
 # %% ../../nbs/curvature/29_lowrank.ipynb #a0000030
 class Range(Subspace):

@@ -11,7 +11,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -19,14 +21,16 @@ from torch import Tensor
 
 from .basis import free_bytes
 from .batches import default_unpack
+from .budget import Budget
 from .certify import certify
+from .checkpoint import Checkpoint, digest
 from .checks import all_finite, own_modes
 from .eigenpairs import EigenPairs, check_request, solve_dense, warn_unconverged
 from .entry import as_operator
 from .krylov import NotFinite
 from .mixed import correct
 from .operator import Operator, check_generator, probability, seeded, whole
-from .search import Budget, Outcome, Search, Target, find, look_beyond
+from .search import Outcome, Search, Target, find, look_beyond
 
 # %% ../../nbs/curvature/28_top.ipynb #b9ca872b
 def check_start(op: Operator, start: Tensor) -> Tensor:
@@ -83,12 +87,14 @@ def search_and_certify(
     goal: float,  # for the bound on the probability of a miss
     coarse: Operator | None,  # the same operator in single precision
     home: Literal["device", "host", "disk"] = "device",  # of the basis
+    keeper: Checkpoint | None = None,  # of the state
 ) -> tuple[EigenPairs, Outcome]:
     "The certified pairs of a search, on the coarse operator first if there is one."
     n_single, again = 0, coarse is None
+    if keeper is not None and keeper.dtype == str(op.dtype): coarse, again, n_single = None, True, keeper.n_single
     if coarse is not None:
         rough = replace(target, tol=.5 * target.tol, eps=torch.finfo(coarse.dtype).eps, noise=8 * coarse.noise)
-        search = Search(coarse, rough, budget, capacity, generator, home)
+        search = Search(coarse, rough, budget, capacity, generator, home, keeper)
         try: outcome = find(search, start, goal)
         except NotFinite: outcome = None  # too large for single precision
         n_single = budget.used
@@ -100,7 +106,8 @@ def search_and_certify(
             start = search.krylov.combine(search.ritz.S[:, search.ritz.index]).sum(0)[None]
             if not again: outcome = Outcome("halted" if budget.halted else "budget", 1., outcome.n_matvecs)
     if again:
-        search = Search(op, target, budget, capacity, generator, home)
+        if keeper is not None: keeper.n_single = n_single
+        search = Search(op, target, budget, capacity, generator, home, keeper)
         outcome = find(search, start, goal)
     if outcome.stopped == "halted": search.settle()
     return certify(search, op, target.tol, outcome, n_single), outcome
@@ -123,6 +130,7 @@ def top_eigenpairs(
     single: bool = True,  # search a large float64 Hessian in float32; pairs and residuals are in float64 all the same
     generator: torch.Generator | None = None,  # random start and probes; None: seed 0
     progress: bool | Callable[[int, int], bool | None] = False,  # a bar, or called with (products, pairs); true: stop
+    checkpoint: str | Path | None = None,  # a folder for the state: after a kill the same call goes on from there
 ) -> EigenPairs:
     "The `k` wanted eigenpairs, their residuals confirmed by fresh products; a warning if some did not converge."
     op = as_operator(op, data, loss=loss, unpack=unpack)
@@ -134,17 +142,26 @@ def top_eigenpairs(
     miss_probability = probability(miss_probability, "miss_probability")
     check_generator(generator)
     if most < k: raise ValueError(f"max_matvecs={most} cannot give k={k} pairs: at least one product each")
-    with own_modes(), Budget(most, progress) as budget:
-        if dense: pairs, outcome = solve_dense(op, k, which, tol, basis_bytes or _BYTES), Outcome("converged", 0., n)
+    generator, eps, keeper, pairs = generator or seeded(op.device), torch.finfo(op.dtype).eps, None, None
+    with own_modes(), Budget(most, progress) as budget, ExitStack() as stack:
+        if not dense: op.expect(k + 8)
+        if checkpoint is not None:
+            asked = dict(k=k, which=which, tol=tol, miss_probability=miss_probability, basis_bytes=basis_bytes,
+                         single=bool(single), start=start if start is None else digest(start))
+            keeper = stack.enter_context(Checkpoint(checkpoint, op, asked, generator))
+            pairs = keeper.result()
+        if pairs is not None: outcome = Outcome("converged", pairs.miss_probability, pairs.n_matvecs)
+        elif dense: pairs, outcome = solve_dense(op, k, which, tol, basis_bytes or _BYTES), Outcome("converged", 0., n)
         else:
             capacity, home = room_for(op, k, basis_bytes, basis_on)
-            target = Target(k, which, tol, torch.finfo(op.dtype).eps)
+            if keeper is not None: capacity = keeper.capacity or capacity
             if start is not None: start = start[:capacity // 2]  # room for what grows from them
             fits = 16 * k * row_bytes <= (basis_bytes or _BYTES)
             coarse = op.in_single() if single and fits else None  # its basis takes half
-            op.expect(k + 8)
-            pairs, outcome = search_and_certify(op, target, budget, capacity, generator or seeded(op.device), start,
-                                                miss_probability, coarse, home)
+            pairs, outcome = search_and_certify(op, Target(k, which, tol, eps), budget, capacity, generator, start,
+                                                miss_probability, coarse, home, keeper)
+        ended = outcome.stopped == "converged" and (outcome.miss <= miss_probability or budget.left > 0)
+        if keeper is not None and ended: keeper.finish(pairs)
     warn_unconverged(pairs, 3)
     if outcome.stopped == "converged" and outcome.miss > miss_probability:
         warnings.warn(f"completeness is not certified: miss_probability={outcome.miss:.1g} against the goal "
