@@ -9,6 +9,7 @@ takes (Linux). The line of `search` is what is resident in the middle of a searc
 """
 import argparse
 import csv
+import os
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from hessnb import HessianOperator, Objective
 from hessnb.curvature.krylov import Krylov
 
 SHAPES = ("2x128", "4x256", "6x384", "8x512", "12x768")
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # glibc gives back what is free, so that what is held is seen
 SEQUENCES, LENGTH, VOCABULARY = 8, 64, 50257
 HEADER = ("shape", "parameters", "tokens", "flop_forward", "flop_product", "at_rest_mib", "training_step_mib",
           "construction_mib", "product_mib", "search_mib", "seconds_product")
@@ -35,7 +37,8 @@ class Block(nn.Module):
         super().__init__()
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.dense = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        wide = 4 * width
+        self.dense = nn.Sequential(nn.Linear(width, wide), nn.GELU(approximate="tanh"), nn.Linear(wide, width))
 
     def forward(self, x: Tensor) -> Tensor:
         heads = self.qkv(self.before(x)).unflatten(-1, (3, -1, min(64, x.shape[-1]))).permute(2, 0, 3, 1, 4)
@@ -104,8 +107,8 @@ def measured(shape: str) -> list:
     krylov.add(torch.randn(P))
     memory.look()
     for _ in range(2): krylov.expand()
-    return [shape, P, SEQUENCES * LENGTH, forward.get_total_flops(), product.get_total_flops(), rest, step, construction,
-            single, memory.look(), f"{seconds:.2f}"]
+    return [shape, P, SEQUENCES * LENGTH, forward.get_total_flops(), product.get_total_flops(), rest, step,
+            construction, single, memory.look(), f"{seconds:.2f}"]
 
 
 def main() -> None:
@@ -120,9 +123,11 @@ def main() -> None:
     with options.out.open("w", newline="") as file:
         csv.writer(file).writerow(HEADER)
         for shape in options.shapes:
-            run = subprocess.run([sys.executable, __file__, "--one", shape], stdout=subprocess.PIPE, text=True, check=True)
-            print(run.stdout.strip())
-            file.write(run.stdout.replace("\r\n", "\n"))
+            call = [sys.executable, __file__, "--one", shape]
+            environment = os.environ | ALLOCATOR
+            line = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True, env=environment).stdout
+            print(line.strip())
+            file.write(line.replace("\r\n", "\n"))
             file.flush()
 
 
