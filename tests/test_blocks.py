@@ -1,4 +1,4 @@
-"The top pairs of every diagonal block: against the loop over `params=`, dense blocks, and closed forms; kept and recomputed."
+"The top pairs of every diagonal block, kept and recomputed: against the loop over `params=` and dense blocks."
 import warnings
 
 import pytest
@@ -8,6 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, mlp, randn, seeded, untouched
+from hessnb.curvature import blocks as rooms
+from hessnb.curvature import objective as objectives
+from hessnb.curvature import verify
 from hessnb.curvature.blocks import Blocks, Part, block_traces, squared_gradients
 from hessnb.curvature.gauss_newton import FisherOperator, GGNOperator
 from hessnb.curvature.hessian import HessianOperator
@@ -21,7 +24,7 @@ X, Y = blobs()
 
 
 class Language(nn.Module):
-    "A language model whose embedding is its read-out, too; tokens `(N, T)` in, scores of the next ones `(N, 7, T)` out."
+    "A language model whose embedding is its read-out, too: tokens `(N, T)` in, scores of the next ones `(N, 7, T)`."
     def __init__(self, width=6):
         super().__init__()
         self.embed, self.norm = nn.Embedding(7, width), nn.LayerNorm(width)
@@ -99,15 +102,14 @@ def test_one_look_one_check_one_linearisation(monkeypatch):
     "However many blocks there are: one validation, one verification, and each micro-batch differentiated once."
     model, data = cnn()
     counts = dict(grads=0, checks=0, looks=0)
-    from hessnb.curvature import blocks, objective as room, verify
     def counting(name, fn):
         def call(*args, **kwargs):
             counts[name] += 1
             return fn(*args, **kwargs)
         return call
-    monkeypatch.setattr(blocks.Linearisation, "map", counting("grads", blocks.Linearisation.map))
+    monkeypatch.setattr(rooms.Linearisation, "map", counting("grads", rooms.Linearisation.map))
     monkeypatch.setattr(verify, "verify", counting("checks", verify.verify))
-    monkeypatch.setattr(room.Objective, "_validate", counting("looks", room.Objective._validate))
+    monkeypatch.setattr(objectives.Objective, "_validate", counting("looks", objectives.Objective._validate))
     layered = layer_eigenpairs(model, 2, by="parameter", data=data)
     assert len(layered) == 8 and counts == dict(grads=1 + 3, checks=1, looks=1)
 
@@ -265,7 +267,8 @@ def test_progress_counts_everything_and_can_stop(capsys):
 @pytest.mark.parametrize("kwargs, error, message", [
     (dict(k=0), ValueError, "k must be at least 1"), (dict(k=1.5), TypeError, "k must be an int"),
     (dict(tol=2.), ValueError, "tol must be below 1"), (dict(which="XX"), ValueError, "which must be one of"),
-    (dict(curvature="kfac"), ValueError, "curvature must be one of"), (dict(n_probes=1), ValueError, "no standard error"),
+    (dict(curvature="kfac"), ValueError, "curvature must be one of"),
+    (dict(n_probes=1), ValueError, "no standard error"),
     (dict(by="nothing.*"), ValueError, "matches no parameter"), (dict(by=["*", "0.*"]), ValueError, "in two layers"),
     (dict(generator=3), TypeError, "generator must be"), (dict(start=None, nonsense=1), TypeError, "nonsense"),
 ])

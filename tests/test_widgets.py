@@ -437,7 +437,8 @@ class TestWorkbook:
         loader = DataLoader(TensorDataset(X, y), batch_size=7)
         with untouched(model), quiet():
             book = Workbook(model, loader, k=3, test=(X, y), background=False)
-            assert book.error.value == "" and list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "numbers"]
+            assert book.error.value == ""
+            assert list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "layers", "numbers"]
             book.explorers["sliders"].sliders[0].value = 1.
             files = book.export(tmp_path)
         stored = np.load(tmp_path / "model_eigenpairs.npz")

@@ -133,7 +133,9 @@ class Linearisation:
         return GradientParts(dict(zip(self.leaves, parts)), self.leaves, self.objective.normaliser)
 
     def _count(self, part: GradientParts, n: int) -> count_operations:
-        with count_operations() as counted: part(torch.ones(n, dtype=self.objective.dtype, device=self.objective.device))
+        "The operations of a product."
+        v = torch.ones(n, dtype=self.objective.dtype, device=self.objective.device)
+        with count_operations() as counted: part(v)
         return counted
 
     def block(self, names: Collection[str], verified: Any) -> BlockOperator:
@@ -153,7 +155,7 @@ class Linearisation:
 
 # %% ../../nbs/curvature/35_blocks.ipynb #b1b00022
 class Blocks:
-    "The diagonal blocks of a curvature matrix, from one check of its derivatives and, where it fits, one linearisation."
+    "The diagonal blocks of a curvature matrix, from one check of its derivatives and one linearisation that fits."
     def __init__(self,
         objective: Objective,
         curvature: str = "hessian",  # a name in `CURVATURES`

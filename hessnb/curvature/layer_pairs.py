@@ -80,17 +80,16 @@ class LayerEigenPairs:
 
     def rows(self) -> list[dict[str, Any]]:
         "A dict for each layer, for tables."
-        none = [None] * len(self)
-        each = zip(self.names, self.sizes.tolist(), self.pairs, self.traces or none, self.share.tolist(), self.fisher.tolist())
-        return [dict(layer=name, parameters=size, values=p.values.tolist(), converged=int(p.converged.sum()),
-                     trace=math.nan if t is None else t.value, trace_error=math.nan if t is None else t.standard_error,
-                     share=share, fisher=fisher) for name, size, p, t, share, fisher in each]
+        traces = [(t.value, t.standard_error) for t in self.traces] or [(math.nan, math.nan)] * len(self)
+        each = zip(self.names, self.sizes.tolist(), self.pairs, traces, self.share.tolist(), self.fisher.tolist())
+        return [dict(layer=name, parameters=size, values=p.values.tolist(), converged=int(p.converged.sum()), trace=t,
+                     trace_error=error, share=share, fisher=f) for name, size, p, (t, error), share, f in each]
 
     def __repr__(self) -> str:
         k, width, lines = max(map(len, self.pairs)), max(5, *map(len, self.names)), []
         which, tol, done = self.pairs[0].which, self.pairs[0].tol, int(self.converged.sum())
-        head = (f"{'layer':{width}} {'parameters':>10}  " + " ".join(f"{f'lambda_{i + 1}':>9}" for i in range(min(k, 3))) +
-                (" ..." if k > 3 else "") + f"  {'trace':>19} {'share':>7} {'fisher':>9}")
+        numbered = " ".join(f"{f'lambda_{i + 1}':>9}" for i in range(min(k, 3))) + (" ..." if k > 3 else "")
+        head = f"{'layer':{width}} {'parameters':>10}  {numbered}  {'trace':>19} {'share':>7} {'fisher':>9}"
         for row in self.rows():
             shown = " ".join(f"{v:9.4g}" for v in row["values"][:3]).ljust(10 * min(k, 3) - 1)
             more = "    " if k > 3 else ""
@@ -107,9 +106,9 @@ class Meter(Budget):
     "One bar, or one function of the user's, for the searches of all blocks."
     def __init__(self,
         n_blocks: int,
-        progress: bool | Callable[[int, int], bool | None],  # a bar, or called with (products, pairs) so far; true: stop
+        progress: bool | Callable[[int, int], bool | None],  # a bar, or called with (products, pairs); true: stop
     ):
-        super().__init__(progress=progress if callable(progress) or progress is not True else False)
+        super().__init__(progress=False if progress is True else progress)
         self.bar = tqdm(total=n_blocks, unit=" blocks") if progress is True else None
         self.found, self.shown = 0, 0.  # pairs of the blocks that are done; when the bar was last drawn
 
@@ -117,7 +116,7 @@ class Meter(Budget):
         "For the `progress=` of one block's search."
         before = self.used
         def each(products: int, found: int) -> bool:
-            n, self.used = before + products - self.used, before + products
+            self.used = before + products
             if self.bar is not None and time.monotonic() - self.shown > .2:
                 self.bar.set_postfix_str(f"{name}: {products} products, {found} pairs")
                 self.shown = time.monotonic()
@@ -130,6 +129,7 @@ class Meter(Budget):
         self.found += len(pairs)
         if self.bar is not None: self.bar.update()
 
+# %% ../../nbs/curvature/36_layer_pairs.ipynb #b2b00044
 def describe(
     blocks: Blocks,
     layers: Mapping[str, Collection[str]],  # layer -> names of its parameters
@@ -150,6 +150,7 @@ def describe(
     return LayerEigenPairs(tuple(layers), pairs, sizes, tuple(traces), total, per_layer, stretches, objective.n_params,
                            blocks.kind.title)
 
+# %% ../../nbs/curvature/36_layer_pairs.ipynb #b2b00045
 def layer_eigenpairs(
     objective: Objective,  # or a model, with `data`
     k: int,  # pairs of each layer; all of a layer that has fewer parameters

@@ -166,7 +166,8 @@ def plot_layers(
         share, total = layers.share.numpy(), abs(layers.total.value)
         bars = ax.twiny()
         error = [t.standard_error / total if total else 0. for t in layers.traces]
-        bars.barh(rows, share, xerr=error, height=.8, color="#56B4E9", alpha=.45, error_kw=dict(ecolor="#0072B2", lw=.8))
+        look = dict(color="#56B4E9", alpha=.45, error_kw=dict(ecolor="#0072B2", lw=.8))
+        bars.barh(rows, share, xerr=error, height=.8, **look)
         bars.set_xlabel("share of the trace (bars)", fontsize=9)
         bars.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
         ax.set_zorder(bars.get_zorder() + 1)

@@ -47,14 +47,14 @@ def test_a_refusal_says_what_to_do(workbook):
 def test_tabs_appear_and_work(workbook):
     said = lambda: workbook.widget("book").inner_text()
     workbook.until(lambda: "done" in said(), seconds=90, what="the end of the computation")
-    tabs, names = workbook.widget("book").get_by_role("tab"), ["sliders", "spectrum", "boundary", "numbers"]
-    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == names, what="four tabs")
+    tabs, names = workbook.widget("book").get_by_role("tab"), ["sliders", "spectrum", "boundary", "layers", "numbers"]
+    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == names, what="five tabs")
     before = workbook.pixels("book")
     workbook.handle("book").focus()
     for _ in range(20): workbook.page.keyboard.press("ArrowRight")
     workbook.until_changed("book", before)
     workbook.screenshot("workbook_sliders_1300")
-    for i, text in [(1, "separates"), (2, "classes in view"), (3, "effective directions")]:
+    for i, text in [(1, "separates"), (2, "classes in view"), (3, "holds"), (4, "effective directions")]:
         tabs.nth(i).click()
         workbook.until(lambda text=text: text in said(), what=f"{text} in tab {i}")
         time.sleep(.3)
