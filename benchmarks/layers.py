@@ -84,8 +84,8 @@ def main():
             print(f"one pass {cpu:.1f} s ({wall:.1f} wall), without traces and gradients {bare_cpu:.1f} s; loop "
                   f"{loop_cpu:.1f} s ({loop_wall:.1f} wall: setup {parts['setup']:.1f}, search {parts['search']:.1f}); "
                   f"ratio {cpu / loop_cpu:.2f} ({wall / loop_wall:.2f} wall), without {bare_cpu / loop_cpu:.2f}; "
-                  f"products {one.n_matvecs} and {products}; eigenvalues apart by {apart:.1e} of a layer's largest; "
-                  f"converged {int(one.converged.sum())} and {sum(bool(p.converged.all()) for p in loop.values())}", flush=True)
+                  f"products {one.n_matvecs} and {products}; eigenvalues apart by {apart:.1e} of the largest; "
+                  f"converged {int(one.converged.sum())} and {sum(map(lambda p: p.converged.all(), loop.values()))}", flush=True)
     print(one)
 
 

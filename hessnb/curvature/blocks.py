@@ -19,7 +19,7 @@ from .checks import check_mode, own_modes
 from .derivatives import count_operations
 from .eigenpairs import EigenPairs
 from .entry import CURVATURES
-from .example_grads import example_vjps
+from .example_grads import example_vjps, example_vjps_loop
 from .fast import FastSum, Single, beside
 from .hessian import HessianOperator
 from .objective import Objective, affordable_examples, measured_cost
@@ -242,6 +242,7 @@ def block_traces(
 
 # %% ../../nbs/curvature/35_blocks.ipynb #b1b00031
 _GRADIENT_BYTES = 2**27  # for gradients of single examples that are held at a time
+_ONE_BY_ONE = 64  # examples; for more it is worth loading torch's compiler, which `vmap` of a gradient does
 
 @own_modes()
 def squared_gradients(
@@ -250,6 +251,7 @@ def squared_gradients(
     "Mean squared gradient of the examples' own losses, by parameter tensor; NaN where they cannot be separated."
     sizes = [p.numel() for p in objective.params.values()]
     rows = max(1, _GRADIENT_BYTES // (sum(sizes) * objective.dtype.itemsize))
+    vjps = example_vjps_loop if objective.n_examples <= _ONE_BY_ONE else example_vjps
     def one(inputs, target):
         with torch.no_grad(): out = objective.outputs(objective.params, inputs)
         out.requires_grad_()
@@ -257,7 +259,7 @@ def squared_gradients(
         found, n = torch.zeros(len(sizes), dtype=torch.float64, device=objective.device), len(target)
         if not separable(inputs, n) or len(r) != n: return found + math.nan
         for i in range(0, n, rows):
-            G = example_vjps(objective, take(inputs, i, min(i + rows, n)), r[i:i + rows])
+            G = vjps(objective, take(inputs, i, min(i + rows, n)), r[i:i + rows])
             found += torch.stack([g.square().sum(dtype=torch.float64) for g in G.split(sizes, 1)])
         return found
     return dict(zip(objective.params, (objective.sum(one) / objective.normaliser).tolist()))

@@ -162,7 +162,7 @@ def layer_eigenpairs(
     curvature: str = "hessian",  # whose blocks: "hessian", "ggn" or "fisher"
     which: Literal["LA", "SA", "LM", "BE"] = "LA",  # as for `top_eigenpairs`
     tol: float = 1e-6,
-    n_probes: int = 32,  # products of the whole matrix, for the traces; 0: without
+    n_probes: int = 16,  # products of the whole matrix, for the traces; 0: without
     fisher: bool = True,  # one pass for the gradients of single examples
     generator: torch.Generator | None = None,  # of starts and probes; None: seed 0, for each block anew
     progress: bool | Callable[[int, int], bool | None] = False,  # one bar, or called with (products, pairs); true: stop

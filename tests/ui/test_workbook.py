@@ -70,6 +70,21 @@ def test_the_export_button_writes_files(workbook):
     assert {"model_eigenpairs.npz", "model_eigenvectors.csv", "numbers.csv", "sliders.png"} <= written
 
 
+def test_layers_are_computed_when_asked_for(workbook):
+    tabs, said = workbook.widget("book").get_by_role("tab"), lambda: workbook.widget("book").inner_text()
+    tabs.nth(3).click()
+    button = workbook.widget("book").get_by_role("button", name="Compute all layers")
+    button.click()
+    workbook.until(lambda: "of the whole" in said(), seconds=60, what="the curvature of a layer")
+    time.sleep(.5)
+    workbook.screenshot("workbook_layers_1300")
+    workbook.page.set_viewport_size({"width": 390, "height": 900})
+    time.sleep(1.)
+    workbook.screenshot("workbook_layers_390")
+    workbook.page.set_viewport_size({"width": 1300, "height": 900})
+    assert workbook.error("book").strip() == ""
+
+
 def test_the_page_lives_while_it_computes_and_stops_when_told(lab):
     lab.run("stopping", SETUP, """
 net.eval()
