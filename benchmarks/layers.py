@@ -79,13 +79,14 @@ def main():
             bare, bare_cpu, _ = timed(lambda: layer_eigenpairs(model, args.k, by=by, data=data, tol=args.tol,
                                                                n_probes=0, fisher=False))
             loop, loop_cpu, loop_wall = timed(lambda: by_loop(model, data, layers, args, parts))
+            done = int(one.converged.sum()), int(sum(p.converged.all() for p in loop.values()))
             products = sum(p.n_matvecs + p.n_certify for p in loop.values())
             apart = max(((one[n].values - p.values).abs().max() / p.values.abs().max()).item() for n, p in loop.items())
             print(f"one pass {cpu:.1f} s ({wall:.1f} wall), without traces and gradients {bare_cpu:.1f} s; loop "
                   f"{loop_cpu:.1f} s ({loop_wall:.1f} wall: setup {parts['setup']:.1f}, search {parts['search']:.1f}); "
                   f"ratio {cpu / loop_cpu:.2f} ({wall / loop_wall:.2f} wall), without {bare_cpu / loop_cpu:.2f}; "
                   f"products {one.n_matvecs} and {products}; eigenvalues apart by {apart:.1e} of the largest; "
-                  f"converged {int(one.converged.sum())} and {sum(map(lambda p: p.converged.all(), loop.values()))}", flush=True)
+                  f"converged {done[0]} and {done[1]}", flush=True)
     print(one)
 
 

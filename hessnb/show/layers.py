@@ -68,7 +68,7 @@ class LayerExplorer(View):
         self.found: dict[str, LayerEigenPairs] = {}
         self.mass = {by: layer_mass(objective, pairs.vectors, by=by) for by in ("module", "parameter")}
         self.computation = self.progress = None
-        look = {"style": {"button_width": "85px"}}
+        look = {"style": {"button_width": "105px"}}
         self.toggle = ipywidgets.ToggleButtons(options=["module", "parameter"], description="layers by", **look)
         self.choice = ipywidgets.Dropdown(description="layer", layout={"width": "320px", "max_width": "98%"})
         self.button = ipywidgets.Button(description="Compute all layers", icon="play", layout={"width": "180px"})

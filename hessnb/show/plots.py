@@ -179,7 +179,8 @@ def plot_layers(
             ax.plot(size[at, i], rows[at], marker=marker, mfc=None if i == 0 else "none", **look)
     if marked is not None: ax.axhspan(marked - .5, marked + .5, color="grey", alpha=.2, lw=0)
     negative = "; crosses: negative, |value|" if (shown & (values < 0)).any() else ""
-    ax.set(yticks=rows, ylim=(len(layers) - .4, -.6), xlabel=f"eigenvalues (loss / parameter²{negative})")
+    said = f"eigenvalues, the largest filled (loss / parameter²{negative})"
+    ax.set(yticks=rows, ylim=(len(layers) - .4, -.6), xlabel=said)
     ax.set_xscale("log" if shown.any() else "linear")
     ax.set_yticklabels([label_text(name, 36) for name in layers.names], fontsize=8 if len(layers) < 40 else 6)
     return ax
