@@ -159,6 +159,29 @@ def test_data_that_do_not_fit(examples):
     assert_close(*(layer_eigenpairs(o, 1, by=["5.*"], n_probes=2).values for o in (free, tight)))
 
 
+DEVICES = [pytest.param("pretended", marks=pytest.mark.pretended), pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def gpu(request):
+    if request.param == "cuda":
+        yield torch.device("cuda", 0)
+        return
+    from fakegpu import DEVICE, fake_gpu
+    with fake_gpu(): yield DEVICE
+
+
+def test_on_another_device(gpu):
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5]))
+    here, there = (layer_eigenpairs(mlp().to(device), 3, by=["*.bias", "2.weight"], data=(X, Y), loss=loss)
+                   for device in ("cpu", gpu))
+    assert there.pairs[0].vectors.device == gpu == there.whole("*.bias").device
+    for host in (there.values, there.share, there.fisher): assert host.device.type == "cpu"
+    assert_close(there.values, here.values, rtol=1e-9, atol=1e-12)
+    assert_close(there.share, here.share)
+    assert_close(there.fisher, here.fisher)
+
+
 def test_weight_decay_is_in_every_block():
     plain, decayed = Objective(mlp(), (X, Y)), Objective(mlp(), (X, Y), weight_decay=.1)
     a, b = layer_eigenpairs(plain, 2), layer_eigenpairs(decayed, 2)

@@ -262,4 +262,4 @@ def squared_gradients(
             G = vjps(objective, take(inputs, i, min(i + rows, n)), r[i:i + rows])
             found += torch.stack([g.square().sum(dtype=torch.float64) for g in G.split(sizes, 1)])
         return found
-    return dict(zip(objective.params, (objective.sum(one) / objective.normaliser).tolist()))
+    return dict(zip(objective.params, (objective.sum(one) / objective.normaliser).cpu().tolist()))
