@@ -10,6 +10,7 @@ from .curvature.trace import trace as trace
 from .curvature.density import spectral_density as spectral_density
 from .curvature.outliers import count_outliers as count_outliers
 from .curvature.sampling import sampling_error as sampling_error
+from .curvature.layer_pairs import layer_eigenpairs as layer_eigenpairs
 from .boundary.gradients import gradient_cosines as gradient_cosines
 from .boundary.alignment import align as align
 from .boundary.structure import class_structure as class_structure

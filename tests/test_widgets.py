@@ -29,6 +29,7 @@ from hessnb.show.background import Progress
 from hessnb.show.closing import n_open, open_boxes, running_cell
 from hessnb.show.comparer import MinimaComparer
 from hessnb.show.explorer import PLANES, BoundaryExplorer
+from hessnb.show.layers import LayerExplorer
 from hessnb.show.sliders import EigenvectorSliders
 from hessnb.show.spectrum import SpectrumExplorer, kind_of_inputs
 from hessnb.show.view import View
@@ -437,7 +438,8 @@ class TestWorkbook:
         loader = DataLoader(TensorDataset(X, y), batch_size=7)
         with untouched(model), quiet():
             book = Workbook(model, loader, k=3, test=(X, y), background=False)
-            assert book.error.value == "" and list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "numbers"]
+            assert book.error.value == ""
+            assert list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "layers", "numbers"]
             book.explorers["sliders"].sliders[0].value = 1.
             files = book.export(tmp_path)
         stored = np.load(tmp_path / "model_eigenpairs.npz")
@@ -495,5 +497,32 @@ class TestWorkbook:
     def test_in_a_thread(self):
         objective, _ = problem("rows")
         book = Workbook(objective, k=3, examine=False, background=True)
-        assert book.wait(120) and book.error.value == "" and len(book.explorers) == 3
+        assert book.wait(120) and book.error.value == "" and len(book.explorers) == 4
         book.close()
+
+
+class TestLayerExplorer:
+    def test_computed_when_asked_for(self, plane):
+        objective, pairs = plane
+        view = LayerExplorer(objective, pairs, background=False)
+        assert view.png() == b"" and "holds" in view.readout.value and view.picture.layout.display == "none"
+        view.button.click()
+        assert view.error.value == "" and view.progress.text.value == "done" and view.png()
+        before = view.picture.value
+        view.choice.value = 1
+        alone = Objective(objective.model, objective.data, params=f"{view.choice.label}.*")
+        own = top_eigenpairs(HessianOperator(alone), 3, tol=1e-2)
+        assert f"{own.values[0]:.4g}" in view.readout.value and share_changed(before, view.picture.value) > .001
+        view.state = {"by": "parameter"}
+        assert view.layer == 0 and view.png() == b"" and len(view.choice.options) == len(objective.params)
+        with pytest.raises(traitlets.TraitError, match="layer must lie in"): view.layer = len(objective.params)
+        view.close()
+
+    def test_in_a_thread(self, plane):
+        objective, pairs = plane
+        view = LayerExplorer(objective, pairs, background=True)
+        view.button.click()
+        view.button.click()  # once is enough
+        assert view.computation.wait(60) and view.error.value == "" and list(view.found) == ["module"]
+        assert not view.button.disabled
+        view.close()

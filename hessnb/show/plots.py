@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CLASS_COLORS', 'MARKERS', 'COSINES', 'class_color', 'class_marker', 'label_text', 'axes_or_new', 'legend_below',
-           'plot_spectrum', 'plot_density', 'plot_classes', 'plot_alignment', 'plot_measure', 'plot_comparison']
+           'plot_spectrum', 'plot_density', 'plot_layers', 'plot_classes', 'plot_alignment', 'plot_measure',
+           'plot_comparison']
 
 # %% ../../nbs/show/00_plots.ipynb #59e6fff5
 import math
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..boundary.compare import Comparison
 from ..curvature.density import SpectralDensity
 from ..curvature.eigenpairs import EigenPairs
+from ..curvature.layer_pairs import LayerEigenPairs
 from ..curvature.outliers import Outliers
 from ..curvature.sampling import SamplingError
 
@@ -156,6 +158,41 @@ def plot_density(
     ax.set(yscale="log", ylim=(.1, 3 * density.P), xlim=edges[[0, -1]], title="The whole spectrum",
            xlabel="eigenvalue (loss / parameter²)", ylabel=f"eigenvalues in a bin (of {density.P:,})")
     ax.legend(frameon=False, fontsize=8)
+    return ax
+
+# %% ../../nbs/show/00_plots.ipynb #b3b00002
+def plot_layers(
+    layers: LayerEigenPairs,
+    ax: Axes | None = None,
+    *,
+    marked: int | None = None,  # a row to point out
+) -> Axes:
+    "Eigenvalues of each layer's block, and its share of the trace."
+    ax = axes_or_new(ax, (6.5, 1.2 + .18 * len(layers)))
+    rows, values = np.arange(len(layers)), layers.values.numpy()
+    size, largest = abs(values), np.nanmax(abs(values), initial=0.)
+    shown = size > 1e-12 * largest  # a zero has no place on a logarithmic axis, and rounding needs none
+    if layers.traces:
+        share, total = layers.share.numpy(), abs(layers.total.value)
+        bars = ax.twiny()
+        error = [t.standard_error / total if total else 0. for t in layers.traces]
+        look = dict(color="#56B4E9", alpha=.45, error_kw=dict(ecolor="#0072B2", lw=.8))
+        bars.barh(rows, share, xerr=error, height=.8, **look)
+        bars.set_xlabel("share of the trace (bars)", fontsize=9)
+        bars.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        ax.set_zorder(bars.get_zorder() + 1)
+        ax.patch.set_visible(False)
+    for i in reversed(range(values.shape[1])):
+        look = dict(color="#D55E00" if i == 0 else "#0072B2", ls="", ms=5 if i == 0 else 4)
+        for sign, marker in ((values > 0, "o"), (values < 0, "x")):
+            at = (shown & sign)[:, i]
+            ax.plot(size[at, i], rows[at], marker=marker, mfc=None if i == 0 else "none", **look)
+    if marked is not None: ax.axhspan(marked - .5, marked + .5, color="grey", alpha=.2, lw=0)
+    negative = "; crosses: negative, |value|" if (shown & (values < 0)).any() else ""
+    said = f"eigenvalues, the largest filled (loss / parameter²{negative})"
+    ax.set(yticks=rows, ylim=(len(layers) - .4, -.6), xlabel=said)
+    ax.set_xscale("log" if shown.any() else "linear")
+    ax.set_yticklabels([label_text(name, 36) for name in layers.names], fontsize=8 if len(layers) < 40 else 6)
     return ax
 
 # %% ../../nbs/show/00_plots.ipynb #8df968d9

@@ -47,14 +47,14 @@ def test_a_refusal_says_what_to_do(workbook):
 def test_tabs_appear_and_work(workbook):
     said = lambda: workbook.widget("book").inner_text()
     workbook.until(lambda: "done" in said(), seconds=90, what="the end of the computation")
-    tabs, names = workbook.widget("book").get_by_role("tab"), ["sliders", "spectrum", "boundary", "numbers"]
-    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == names, what="four tabs")
+    tabs, names = workbook.widget("book").get_by_role("tab"), ["sliders", "spectrum", "boundary", "layers", "numbers"]
+    workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == names, what="five tabs")
     before = workbook.pixels("book")
     workbook.handle("book").focus()
     for _ in range(20): workbook.page.keyboard.press("ArrowRight")
     workbook.until_changed("book", before)
     workbook.screenshot("workbook_sliders_1300")
-    for i, text in [(1, "separates"), (2, "classes in view"), (3, "effective directions")]:
+    for i, text in [(1, "separates"), (2, "classes in view"), (3, "holds"), (4, "effective directions")]:
         tabs.nth(i).click()
         workbook.until(lambda text=text: text in said(), what=f"{text} in tab {i}")
         time.sleep(.3)
@@ -68,6 +68,21 @@ def test_the_export_button_writes_files(workbook):
     workbook.until(lambda: "6 files" in workbook.widget("book").inner_text(), what="the number of files")
     written = {p.name for p in (workbook.folder / "hessnb_workbook").iterdir()}
     assert {"model_eigenpairs.npz", "model_eigenvectors.csv", "numbers.csv", "sliders.png"} <= written
+
+
+def test_layers_are_computed_when_asked_for(workbook):
+    tabs, said = workbook.widget("book").get_by_role("tab"), lambda: workbook.widget("book").inner_text()
+    tabs.nth(3).click()
+    button = workbook.widget("book").get_by_role("button", name="Compute all layers")
+    button.click()
+    workbook.until(lambda: "of the whole" in said(), seconds=60, what="the curvature of a layer")
+    time.sleep(.5)
+    workbook.screenshot("workbook_layers_1300")
+    workbook.page.set_viewport_size({"width": 390, "height": 900})
+    time.sleep(1.)
+    workbook.screenshot("workbook_layers_390")
+    workbook.page.set_viewport_size({"width": 1300, "height": 900})
+    assert workbook.error("book").strip() == ""
 
 
 def test_the_page_lives_while_it_computes_and_stops_when_told(lab):
