@@ -211,7 +211,7 @@ class Sample:
         if not self.near.fine: self.near.rounding *= 8  # of the outputs: many operations
 
     def loss(self) -> Callable[[list[Tensor]], Tensor]:
-        "The examples' share of the mean loss, of leaves; it does not hold the sample, which goes when it is not needed."
+        "The examples' share of the mean loss, of leaves; it does not hold the sample, which can go."
         objective, inputs, target = self.objective, self.inputs, self.target
         def share(leaves: list[Tensor]) -> Tensor:
             outputs = objective.outputs(dict(zip(objective.params, leaves, strict=True)), inputs)
