@@ -220,21 +220,27 @@ class HeldModel(Parameters):
     def __init__(self,
         model: nn.Module,  # in evaluation mode
         params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # which, see `select_params`
-        dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters
+        dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters, float32 for halves
     ):
         model = bare_model(model)
         chosen = select_params(model, params)
         check_mode(model)
         check_finite([*model.parameters(), *model.buffers()], "model parameters and buffers")
         first = next(iter(chosen.values()))
-        self.model, self.device = model, first.device
+        self.model, self.device, self.stored = model, first.device, {p.dtype for p in chosen.values()}
         self.verified = {}  # what the checks of its operators found, by kind and precision
         with torch.no_grad():
             state = tensors_of(model)
             self._chosen = {n: p.detach().clone() for n, p in chosen.items()}  # in the model's own precision
             self._others = {n: t.detach().clone() for n, t in state.items() if n not in chosen}
         self._places = StandIns(model, state)
-        self._convert(dtype or first.dtype)
+        self._convert(dtype or (torch.float64 if first.dtype == torch.float64 else torch.float32))
+
+    @property
+    def precision(self) -> str:
+        "The precision of the evaluation, and that of the weights where it is less."
+        less = sorted(str(dtype)[6:] for dtype in self.stored if dtype.itemsize < 4)
+        return str(self.dtype)[6:] + (f" from weights in {' and '.join(less)}" if less else "")
 
     def own_tensors(self) -> dict[str, Tensor]: return tensors_of(self.model)  # the model's own, by name
 

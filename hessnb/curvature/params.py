@@ -53,16 +53,19 @@ def _match(named: Mapping[str, Tensor], patterns: list[str]) -> dict[str, Tensor
             raise ValueError(f"params pattern {pattern!r} matches no parameter; names are {_some(named)}")
     return {n: p for n, p in named.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
 
+_STORED = {torch.float16, torch.bfloat16, torch.float32}  # precisions that float32 holds without rounding
+
 def _check_kind(chosen: dict[str, Tensor]) -> dict[str, Tensor]:
     "Refuse parameters that cannot form one real vector in single or double precision."
-    kinds = {(p.dtype, p.device) for p in chosen.values()}
-    if len(kinds) > 1:
-        raise TypeError(f"the selected parameters have different dtypes or devices: {sorted(map(str, kinds))}; move "
-                        f"the model to one of each")
-    dtype, _ = next(iter(kinds))
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"parameters are {dtype}; curvature needs float32 or float64: call model.float() or "
-                        f"model.double()")
+    dtypes, devices = {p.dtype for p in chosen.values()}, {p.device for p in chosen.values()}
+    strange = sorted(str(dtype) for dtype in dtypes - _STORED - {torch.float64})
+    if strange:
+        raise TypeError(f"parameters are {strange[0]}; curvature needs float32 or float64, and weights in bfloat16 or "
+                        "float16 are taken to float32: call model.float() or model.double()")
+    if len(devices) > 1 or len(dtypes) > 1 and torch.float64 in dtypes:
+        found = sorted(map(str, {(p.dtype, p.device) for p in chosen.values()}))
+        raise TypeError(f"the selected parameters have different dtypes or devices: {found}; move the model to one of "
+                        "each")
     return chosen
 
 # %% ../../nbs/curvature/00_params.ipynb #8221ea9a
