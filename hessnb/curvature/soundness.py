@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_DEPENDENCE', 'check_same_twice', 'check_writes', 'check_loss', 'check_separate', 'warn_of_shift', 'check_leaves',
-           'warn_of_unreached']
+           'check_not_cut_off', 'warn_of_unreached']
 
 # %% ../../nbs/curvature/07_soundness.ipynb #d868b87a
 import warnings
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import first_examples, separable, take, tensors_in
+from .batches import first_examples, map_tensors, separable, take, tensors_in
 from .checks import graph_leaves, watch_draws, watch_uses
 from .loss_base import Loss
-from .model import FunctionalModel, observe_some
+from .model import REENTRANT, FunctionalModel, observe_some
 from .params import whereabouts
 
 # %% ../../nbs/curvature/07_soundness.ipynb #ff78f2ef
@@ -129,6 +129,19 @@ _BY_LOSS = {
 # %% ../../nbs/curvature/07_soundness.ipynb #20b89eb5
 NO_DEPENDENCE = "the loss does not depend on any selected parameter; is the model detached or under no_grad inside?"
 
+def check_not_cut_off(objective: FunctionalModel, inputs: Any) -> None:
+    "`TypeError` if a checkpoint with `use_reentrant=True` cuts off what is in it: none of its inputs has a gradient."
+    leaf = lambda t: t.detach().clone().requires_grad_() if t.is_floating_point() else t
+    others = {n: leaf(objective.fixed[n]) for n, _ in objective.model.named_parameters() if n in objective.fixed}
+    todo, seen = [objective.outputs({**others, **objective.leaves()}, map_tensors(leaf, inputs)).grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen: continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        if getattr(getattr(type(node), "_forward_cls", None), "__name__", None) == "CheckpointFunction":
+            raise TypeError(REENTRANT)
+
 def warn_of_unreached(objective: FunctionalModel, inputs: Any, target: Tensor) -> None:
     "Warn of parameters that the loss does not reach; `ValueError` if it reaches none."
     leaves = objective.leaves()
@@ -144,5 +157,6 @@ def warn_of_unreached(objective: FunctionalModel, inputs: Any, target: Tensor) -
         unreached &= missed(*batch)
         if not unreached: return
     if unreached:
+        check_not_cut_off(objective, first_examples(inputs, target, 1)[0])
         warnings.warn(f"the loss does not reach {[n for n in leaves if n in unreached][:5]}: their rows of the "
                       "gradient and the Hessian are zero", stacklevel=5)
