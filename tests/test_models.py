@@ -169,7 +169,7 @@ SHUFFLED = BatchSampler(SeedableRandomSampler(range(13)), 4, False)
     DataLoaderShard(ROWS, collate_fn=collate, batch_sampler=SHUFFLED),
     DataLoaderShard(ROWS, collate_fn=collate, batch_sampler=BatchSamplerShard(SHUFFLED)),
     DataLoaderShard(ROWS, collate_fn=collate, batch_sampler=BatchSampler(SequentialSampler(range(13)), 4, False)),
-], ids=["rows", "rows of tensors", "collator", "encodings", "pair", "Trainer", "Trainer of two", "Trainer's evaluation"])
+], ids=["rows", "rows of tensors", "collator", "encodings", "pair", "Trainer", "Trainer of two", "evaluation"])
 def test_no_unpack_is_needed(data):
     model, state = build(Classifier), torch.get_rng_state()
     with warnings.catch_warnings():
