@@ -161,8 +161,8 @@ def cosines_by_layer(
         for i in range(0, len(r), step):
             x, c = take(gradients.X, i, i + step), factors[i:i + step]
             acts, total = _inputs_and_errors(objective, layers, x, r[i:i + step], c)
-            dots, squares = _dots_and_squares(acts, layers, blocks, c, len(V))
-            checks, _ = _dots_and_squares(acts, layers, last, c, 1)
+            dots, squares = _dots_and_squares(acts, layers, blocks, c, len(V), chunk_bytes)
+            checks, _ = _dots_and_squares(acts, layers, last, c, 1, chunk_bytes)
             for rows, found in ((V, dots), (probe, checks)):
                 if not _adds_up(c.reshape(-1, 1) * found, squares, rows, total): return None
             parts.append((dots, squares))
@@ -172,7 +172,7 @@ def cosines_by_layer(
 
 # %% ../../nbs/boundary/01_alignment.ipynb #2b0892d7
 def _dots_and_squares(
-    acts: dict, layers: dict[str, nn.Linear], blocks: dict[str, Tensor], r: Tensor, k: int,
+    acts: dict, layers: dict[str, nn.Linear], blocks: dict[str, Tensor], r: Tensor, k: int, chunk_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     "Inner products `(B, k)` of the examples' gradients with the vectors, and squared norms `(B,)`, summed over layers."
     dots, squares = r.new_zeros(len(r), k), r.new_zeros(len(r))
@@ -181,7 +181,7 @@ def _dots_and_squares(
         if weight is not None:
             W = weight.view(k, layers[name].out_features, layers[name].in_features)
             left, right, W = (error, a, W) if a.shape[1] < error.shape[1] else (a, error, W.transpose(1, 2))
-            alone = W.numel() > 2**24 or a.device.type == "cpu" and len(a) * right.shape[1] > 2**16
+            alone = W.nbytes > chunk_bytes or a.device.type == "cpu" and len(a) * right.shape[1] > 2**16
             if alone:  # one vector at a time needs no copy of all, and stays in the cache
                 dots = dots + torch.stack([((left @ w) * right).sum(1) for w in W], 1)
             else:

@@ -222,7 +222,8 @@ def estimate_directions(
     X: Any,  # training inputs `(N, ...)`
     *,
     n_steps: int = 48,  # products from each of the two starts; holds `n_steps` vectors
-    n_principal: int = 8,  # principal directions to start from; of 2,048 examples, if there are more
+    n_principal: int = 8,  # principal directions to start from
+    n_compared: int = 2048,  # of more examples, the principal directions are those of a random part
     chunk_bytes: int = 2**28,  # memory for the gradients of a slice
     generator: torch.Generator | None = None,  # None: seed 0
     data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
@@ -234,18 +235,18 @@ def estimate_directions(
         raise ValueError(f"n_steps must be above n_principal >= 1, got {n_steps} and {n_principal}")
     op, generator = as_operator(op, data, loss=loss, unpack=unpack), generator or torch.Generator().manual_seed(0)
     used = op.n_matvecs
-    starts = _gradient_combinations(op, X, n_principal, chunk_bytes, generator)
+    starts = _gradient_combinations(op, X, n_principal, n_compared, chunk_bytes, generator)
     spread_out, wide = _ritz_participation(op, X, starts[:1], n_steps)
     lumped, close = _ritz_participation(op, X, starts[1:], n_steps)
     value, ends = math.sqrt(spread_out * lumped), sorted((spread_out, lumped))
     return DirectionsEstimate(value, ends[1], ends[0], (wide, close), op.n_matvecs - used)
 
 def _gradient_combinations(
-    op: CurvatureOperator, X: Any, n_principal: int, chunk_bytes: int, generator: torch.Generator,
+    op: CurvatureOperator, X: Any, n_principal: int, n_compared: int, chunk_bytes: int, generator: torch.Generator,
 ) -> Tensor:
     "A combination of all unit gradients with random signs, and their principal directions; `(1 + n_principal, P)`."
     gradients = ReinforcingGradients(op.objective, X, chunk_bytes=chunk_bytes)
-    n, some = len(gradients), some_of(len(gradients), 2048)
+    n, some = len(gradients), some_of(len(gradients), n_compared)
     part = gradients.X if some is None else tree_map(lambda t: t[some.to(t.device)], gradients.X)
     K = gradient_cosines(op.objective, part, chunk_bytes=chunk_bytes).nan_to_num()
     principal = torch.linalg.eigh(K).eigenvectors[:, -n_principal:].T
