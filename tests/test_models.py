@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
@@ -18,6 +19,7 @@ from hessnb.curvature.cross_entropy import TokenLoss
 from hessnb.curvature.gauss_newton import FisherOperator, GGNOperator
 from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
+from hessnb.curvature.params import WithOffset
 from hessnb.curvature.top import top_eigenpairs
 
 VOCABULARY, LENGTH, WIDTH, PAD = 11, 6, 4, 0
@@ -357,3 +359,55 @@ def test_reentrant_checkpoints_are_refused():
         with warnings.catch_warnings(), pytest.raises(TypeError, match="use_reentrant=False"):
             warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
             Objective(net, (randn(9, 5, 8), torch.arange(9) % 3), params=params)
+
+
+# --- offsets to activations and inputs -----------------------------------------------------------------
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.block, self.head = nn.Embedding(7, 8), Block(8), nn.Linear(8, 3)
+    def forward(self, tokens): return self.head(self.block(self.words(tokens)).mean(1))
+
+
+@pytest.mark.parametrize("make, X, at, side, shape", [
+    (lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)), randn(4, 3), "", "input", None),
+    (lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)), randn(4, 3), "0", "output", None),
+    (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), randn(4, 1, 4, 4), "1",
+     "output", None),
+    (Attentive, torch.randint(0, 7, (4, 4), generator=seeded(5)), "words", "output", None),
+    (Attentive, torch.randint(0, 7, (4, 4), generator=seeded(5)), "block.heads", "output", (8,)),
+], ids=["inputs", "a layer", "pixels", "words", "all tokens alike"])
+def test_curvature_of_activations(make, X, at, side, shape):
+    "The Hessian for an offset is the mean of the examples' own, and the dense one of torch."
+    model, y = build(make), torch.arange(4) % 3
+    before = copy.deepcopy(model.state_dict())
+    moved = WithOffset(model, at, X[:2], side=side, shape=shape)
+    H = HessianOperator(Objective(moved, (X, y), params="offset")).to_dense()
+    zero, state = torch.zeros_like(moved.offset), {n: t.detach() for n, t in moved.state_dict().items()}
+
+    def loss(offset, inputs=X, labels=y):
+        return F.cross_entropy(torch.func.functional_call(moved, {**state, "offset": offset}, (inputs,)), labels)
+    with sdpa_kernel(SDPBackend.MATH): dense = torch.autograd.functional.hessian(loss, zero)
+    assert_close(H, dense.reshape(H.shape), rtol=1e-8, atol=1e-10)
+    own = [HessianOperator(Objective(moved, (X[i:i + 1], y[i:i + 1]), params="offset")).to_dense() for i in range(4)]
+    assert_close(H, sum(own) / 4, rtol=1e-8, atol=1e-10)
+    for name, t in model.state_dict().items(): assert torch.equal(t, before[name])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_activations_beside_parameters():
+    model = build(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)))
+    x, y = randn(9, 3), torch.arange(9) % 3
+    both = HessianOperator(Objective(WithOffset(model, "0", x), (x, y))).to_dense()
+    names = [n for n, p in WithOffset(model, "0", x).named_parameters() for _ in range(p.numel())]
+    at = torch.tensor([n == "offset" for n in names])
+    weights = HessianOperator(Objective(model, (x, y))).to_dense()
+    assert_close(both[~at][:, ~at], weights, rtol=1e-9, atol=1e-11)
+    bias = torch.tensor([n == "model.0.bias" for n in names])  # an offset to a linear layer's output is its bias
+    assert_close(both[at][:, at], both[bias][:, bias], rtol=1e-9, atol=1e-11)
+
+
+def test_a_module_that_is_met_twice():
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ValueError, match="is met 2 times"): WithOffset(nn.Sequential(layer, nn.Tanh(), layer), "0",
+                                                                      randn(2, 3).float())
