@@ -76,8 +76,6 @@ def test_many_examples_are_not_compared_with_one_another():
     curved = pairs.values.abs() > 64 * torch.finfo(F64).eps * pairs.values.abs().max()
     p = align(op.objective, X, pairs.vectors[curved]).cosines.square().mean(0)
     assert_close(1 / p.square().sum().item(), found.directions.value, rtol=.05, atol=0)
-    all_compared = resolve_measure(op, X[:300]).directions
-    assert all_compared.n_compared == 300 and "bounds from" not in repr(all_compared)
 
 
 def test_bounds_from_a_part_hold_the_truth():

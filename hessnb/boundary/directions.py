@@ -169,7 +169,8 @@ def resolve_measure(
     def enough(values, V):
         curved = _curved(values, op.dtype).to(V.device)
         if not curved.any(): return False  # nothing but zeros so far
-        latest[:] = _judge(align(objective, X, V if curved.all() else V[curved]), K, some, threshold)
+        m = int(curved.sum())  # the largest in magnitude come first, and a slice is no copy
+        latest[:] = _judge(align(objective, X, V[:m] if curved[:m].all() else V[curved]), K, some, threshold)
         return latest[2] <= tol
     pairs = eigenpairs_until(op, enough, k=min(k, P), max_pairs=min(max_pairs, P), max_matvecs=max_matvecs, which="LM",
                              tol=pairs_tol, basis_bytes=basis_bytes, progress=progress)

@@ -92,7 +92,8 @@ def _are_units(objective: Objective, vectors: Any) -> bool:
     "Are these rows of length one already, of the right kind? Then no copy is made, which may be as large as a basis."
     if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.shape[1] != objective.n_params: return False
     if not len(vectors) or vectors.dtype != objective.dtype or vectors.device != objective.device: return False
-    return bool(((norm(vectors) - 1).abs() <= 8 * torch.finfo(vectors.dtype).eps).all())
+    near = max(16 * torch.finfo(vectors.dtype).eps, 1e-12)  # what a search leaves of length one
+    return bool(((norm(vectors) - 1).abs() <= near).all())
 
 def gradients_and_rows(
     objective: Objective,
