@@ -144,6 +144,15 @@ def test_sums_of_gradients_need_no_gradient_of_one_example():
     assert not each.combined(rows[:0], w[:0]).any()
 
 
+def test_unit_gradients_are_put_together_from_slices(monkeypatch):
+    objective = Objective(build(convolution), (IMAGES, MARKS))
+    each = ReinforcingGradients(objective, IMAGES)
+    whole, K = each.units(slice(2, 11)), gradient_cosines(objective, IMAGES)
+    monkeypatch.setattr(gradients, "_AT_ONCE", 8 * 2 * objective.n_params)
+    assert_close(each.units(slice(2, 11)), whole, rtol=1e-10, atol=1e-14)
+    assert_close(gradient_cosines(objective, IMAGES), K, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("weighting", ["unit", "raw"])
 @pytest.mark.parametrize("held", [0, 500_000])
 def test_regroupings_in_turn(weighting, held):
@@ -171,6 +180,8 @@ def test_an_examination_whose_basis_is_a_file():
         found = examine(objective, k=4, n_candidates=1, basis_bytes=15 * 8 * P)
     assert_close(found.pairs.values, whole.pairs.values, rtol=1e-5, atol=1e-9)
     assert found.structure.by_class.rank == whole.structure.by_class.rank
+    assert len(found.resolved.pairs) == 3  # fifteen rows hold three pairs and twelve of the search
+    assert found.directions.bounds[0] <= whole.directions.value <= found.directions.bounds[1] * 1.05
 
 
 # --- as large as they come ---------------------------------------------------------------------------

@@ -188,6 +188,8 @@ def _spectrum(
 ) -> tuple[ResolvedMeasure, EigenPairs, float]:
     "Eigenpairs until the effective directions are known; the `k` largest, and the most negative eigenvalue."
     n, most = (k, max(400, k)) if pairs == "auto" else (pairs, pairs)
+    rows = (search["basis_bytes"] or 2**62) // (op.shape[0] * op.dtype.itemsize)  # that fit
+    if pairs == "auto" and rows < n + 12: n = most = max(3, rows - 12)  # they stay beside the largest
     resolved = resolve_measure(op, X, k=n, max_pairs=most, tol=tol, max_matvecs=max_matvecs, **search)
     return resolved, *_both_ends(op, resolved.pairs, k, **search)
 

@@ -24,6 +24,8 @@ from ..curvature.objective import Objective, as_objective
 from ..curvature.params import flatten
 
 # %% ../../nbs/boundary/00_gradients.ipynb #591135cd
+_AT_ONCE = 2**27  # bytes of gradients that are formed together
+
 class ReinforcingGradients:
     "Gradients of examples for the labels that the network predicts, formed in slices that fit the memory given."
     def __init__(self,
@@ -54,6 +56,15 @@ class ReinforcingGradients:
         G = self[part]
         G /= lengths(G)[:, None].to(G)
         return G
+
+    def units(self, part: slice) -> Tensor:  # `(b, P)`
+        "The same, put together from smaller slices: forming gradients takes several times the memory of what they are."
+        first, last, _ = part.indices(len(self))
+        step = max(1, _AT_ONCE // max(1, self.objective.theta[:1].nbytes * self.objective.n_params))
+        if last - first <= step: return self.unit(part)
+        rows = self.objective.theta.new_empty(last - first, self.objective.n_params)
+        for i in range(first, last, step): rows[i - first:i - first + step] = self.unit(slice(i, min(i + step, last)))
+        return rows
 
     def combined(self,
         rows: Tensor,  # `(b,)` int64, of the examples
@@ -126,8 +137,8 @@ def gradient_cosines(
                          "than there is: give a part of the examples, as X[::10]")
     K = torch.empty(n, n, dtype=torch.float64, device="cpu")
     for i, rows in enumerate(gradients.slices):
-        A = gradients.unit(rows)
+        A = gradients.units(rows)
         for columns in gradients.slices[:i + 1]:
-            block = inner(A, A if columns == rows else gradients.unit(columns)).cpu()
+            block = inner(A, A if columns == rows else gradients.units(columns)).cpu()
             K[rows, columns], K[columns, rows] = block, block.T
     return K.clamp(-1, 1)
