@@ -233,7 +233,7 @@ def look(kind, n, **options):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of memory from /proc")
-@pytest.mark.parametrize("kind, n", [("resnet", 16), ("encoder", 64)])
+@pytest.mark.parametrize("kind, n", [("resnet", 8), ("encoder", 32)])
 def test_an_examination_at_size(kind, n):
     here = Path(__file__).resolve().parent
     code = f"import test_at_size; test_at_size.look({kind!r}, {n}, max_matvecs=60)"

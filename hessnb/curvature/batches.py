@@ -171,8 +171,9 @@ def map_tensors(
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y", "label_ids")
 
 def _is_text(v: Any) -> bool:
-    "Is this what no model takes: text, nothing, or a list of these?"
-    return v is None or isinstance(v, str) or isinstance(v, list) and len(v) > 0 and all(map(_is_text, v))
+    "Is this what no model takes: text, nothing, or a column of these?"
+    empty = lambda a: a is None or isinstance(a, str)
+    return empty(v) or isinstance(v, list) and len(v) > 0 and all(map(empty, v))
 
 def default_unpack(batch: Any) -> tuple[Any, Any]:
     "`(inputs, target)` of a tuple (target last) or a mapping (target by name); the rest goes to the model as it is."
