@@ -52,8 +52,9 @@ class Many(nn.Module):
     (mlp().requires_grad_(False), None, ValueError, "set requires_grad on some of them, or select by name"),
     (nn.ReLU(), None, ValueError, "no parameters selected"),
     (Many(), "x", ValueError, "(40 in all)"),
-    (mlp().half(), None, TypeError, "float16; curvature needs float32 or float64: call model.float()"),
-    (mlp().bfloat16(), None, TypeError, "bfloat16"),
+    (nn.ParameterList([torch.ones(2, dtype=torch.complex64)]), None, TypeError, "complex64; curvature needs float32 or "
+     "float64, and weights in bfloat16 or float16 are taken to float32: call model.float()"),
+    (nn.Sequential(nn.Linear(2, 2).half(), nn.Linear(2, 2).double()), None, TypeError, "different dtypes or devices"),
     (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), None, TypeError, "different dtypes or devices"),
     (lambda x: x, None, TypeError, "model must be a torch.nn.Module, got function"),
     (torch.zeros(3), None, TypeError, "got Tensor"),

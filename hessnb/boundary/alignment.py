@@ -150,26 +150,29 @@ def cosines_by_layer(
     objective, r = gradients.objective, gradients.residuals
     try: layers = _linear_layers(objective)
     except _NotByLayer: return None
-    generator, parts, k = torch.Generator().manual_seed(0), [], len(V)
-    V = torch.cat([V, torch.randn(1, V.shape[1], generator=generator, dtype=torch.float64).to(V) / V.shape[1] ** .5])
+    generator, parts = torch.Generator().manual_seed(0), []
+    probe = torch.randn(1, V.shape[1], generator=generator, dtype=torch.float64).to(V) / V.shape[1] ** .5
     factors = 1 + torch.rand(len(r), *[1] * (r.ndim - 1), generator=generator, dtype=torch.float64).to(r)
-    blocks = dict(zip(objective.params, V.split([p.numel() for p in objective.params.values()], 1)))
+    blocks, last = (dict(zip(objective.params, rows.split([p.numel() for p in objective.params.values()], 1)))
+                    for rows in (V, probe))
     wide = max(min(layer.in_features, layer.out_features) for layer in layers.values())
-    step = max(1, min(objective.micro_batch_size, chunk_bytes // (2 * len(V) * wide * V.element_size())))
+    step = max(1, min(objective.micro_batch_size, chunk_bytes // (2 * (len(V) + 1) * wide * V.element_size())))
     try:
         for i in range(0, len(r), step):
             x, c = take(gradients.X, i, i + step), factors[i:i + step]
             acts, total = _inputs_and_errors(objective, layers, x, r[i:i + step], c)
-            dots, squares = _dots_and_squares(acts, layers, blocks, c, len(V))
-            if not _adds_up(c.reshape(-1, 1) * dots, squares, V, total): return None
-            parts.append((dots[:, :k], squares))
+            dots, squares = _dots_and_squares(acts, layers, blocks, c, len(V), chunk_bytes)
+            checks, _ = _dots_and_squares(acts, layers, last, c, 1, chunk_bytes)
+            for rows, found in ((V, dots), (probe, checks)):
+                if not _adds_up(c.reshape(-1, 1) * found, squares, rows, total): return None
+            parts.append((dots, squares))
     except (_NotByLayer, RuntimeError): return None
     dots, norms = torch.cat([d for d, _ in parts]), torch.cat([q for _, q in parts]).sqrt()
     return dots / norms[:, None], norms
 
 # %% ../../nbs/boundary/01_alignment.ipynb #2b0892d7
 def _dots_and_squares(
-    acts: dict, layers: dict[str, nn.Linear], blocks: dict[str, Tensor], r: Tensor, k: int,
+    acts: dict, layers: dict[str, nn.Linear], blocks: dict[str, Tensor], r: Tensor, k: int, chunk_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     "Inner products `(B, k)` of the examples' gradients with the vectors, and squared norms `(B,)`, summed over layers."
     dots, squares = r.new_zeros(len(r), k), r.new_zeros(len(r))
@@ -178,7 +181,8 @@ def _dots_and_squares(
         if weight is not None:
             W = weight.view(k, layers[name].out_features, layers[name].in_features)
             left, right, W = (error, a, W) if a.shape[1] < error.shape[1] else (a, error, W.transpose(1, 2))
-            if a.device.type == "cpu" and len(a) * right.shape[1] > 2**16:  # one vector at a time stays in the cache
+            alone = W.nbytes > chunk_bytes or a.device.type == "cpu" and len(a) * right.shape[1] > 2**16
+            if alone:  # one vector at a time needs no copy of all, and stays in the cache
                 dots = dots + torch.stack([((left @ w) * right).sum(1) for w in W], 1)
             else:
                 between = (left @ W.permute(1, 0, 2).reshape(W.shape[1], -1)).view(len(a), k, -1)

@@ -123,17 +123,18 @@ def subset(
     which: str | None = None,  # order of the subset; None: that of the pairs
 ) -> EigenPairs:
     "Some of the pairs."
-    return replace(pairs, values=pairs.values[index], vectors=pairs.vectors[index.to(pairs.vectors.device)],
-                   residuals=pairs.residuals[index], converged=pairs.converged[index], which=which or pairs.which)
+    run = len(index) > 0 and bool((index.diff() == 1).all())  # neighbours need no copy
+    vectors = pairs.vectors[int(index[0]):int(index[-1]) + 1] if run else pairs.vectors[index.to(pairs.vectors.device)]
+    return replace(pairs, values=pairs.values[index], vectors=vectors, residuals=pairs.residuals[index],
+                   converged=pairs.converged[index], which=which or pairs.which)
 
-def _both_ends(op: CurvatureOperator, largest: EigenPairs, k: int, progress: bool | Callable) -> tuple[EigenPairs,
-        float]:
+def _both_ends(op: CurvatureOperator, largest: EigenPairs, k: int, **search) -> tuple[EigenPairs, float]:
     "The `k` largest eigenpairs and the most negative eigenvalue; from those of largest magnitude if these hold them."
     positive, complete = (largest.values > 0).nonzero()[:, 0], bool(largest.converged.all())
     if complete and len(positive) >= k: top = subset(largest, positive[:k], "LA")
-    else: top = top_eigenpairs(op, k, tol=largest.tol, progress=progress)
+    else: top = top_eigenpairs(op, k, tol=largest.tol, **search)
     if complete and (largest.values < 0).any(): return top, largest.values.min().item()
-    return top, top_eigenpairs(op, 1, which="SA", tol=1e-3, progress=progress).values[0].item()
+    return top, top_eigenpairs(op, 1, which="SA", tol=1e-3, **search).values[0].item()
 
 # %% ../../nbs/boundary/17_examine.ipynb #9f418e16
 def without_classes(
@@ -185,17 +186,18 @@ def or_missing(
 
 # %% ../../nbs/boundary/17_examine.ipynb #d999b577
 def _spectrum(
-    op: CurvatureOperator, X: Any, k: int, pairs: str | int, progress: bool | Callable, **search,
+    op: CurvatureOperator, X: Any, k: int, pairs: str | int, tol: float, max_matvecs: int, **search,
 ) -> tuple[ResolvedMeasure, EigenPairs, float]:
     "Eigenpairs until the effective directions are known; the `k` largest, and the most negative eigenvalue."
     n, most = (k, max(400, k)) if pairs == "auto" else (pairs, pairs)
-    resolved = resolve_measure(op, X, k=n, max_pairs=most, progress=progress, **search)
-    return resolved, *_both_ends(op, resolved.pairs, k, progress)
+    rows = (search["basis_bytes"] or 2**62) // (op.shape[0] * op.dtype.itemsize)  # that fit
+    if pairs == "auto" and rows < n + 12: n = most = max(3, rows - 12)  # they stay beside the largest
+    resolved = resolve_measure(op, X, k=n, max_pairs=most, tol=tol, max_matvecs=max_matvecs, **search)
+    return resolved, *_both_ends(op, resolved.pairs, k, **search)
 
-def _ends(op: CurvatureOperator, k: int, progress: bool | Callable) -> tuple[EigenPairs, float]:
+def _ends(op: CurvatureOperator, k: int, **search) -> tuple[EigenPairs, float]:
     "The `k` largest eigenpairs and the most negative eigenvalue."
-    return top_eigenpairs(op, k, progress=progress), \
-        top_eigenpairs(op, 1, which="SA", tol=1e-3, progress=progress).values[0].item()
+    return top_eigenpairs(op, k, **search), top_eigenpairs(op, 1, which="SA", tol=1e-3, **search).values[0].item()
 
 def _of_classes(
     objective: Objective, X: Any, top: EigenPairs, leading: int,
@@ -220,6 +222,7 @@ def examine(
     pairs: Literal["auto"] | int = "auto",  # eigenpairs for the effective directions: as many as it takes, or a number
     tol: float = .05,  # for "auto": relative width of the bounds that is enough
     max_matvecs: int = 1500,  # for "auto": budget of products
+    basis_bytes: int | None = 2**31,  # memory for the basis of a search, as in `top_eigenpairs`; beyond it a file
     n_candidates: int = 10,  # examples whose distance to the boundary is searched
     box: tuple[float, float] | None = None,  # range of the inputs, for the margin
     paper: bool = False,  # the paper's margin estimate as well; dear
@@ -235,9 +238,9 @@ def examine(
     if dtype is not None and dtype != objective.dtype: objective = objective.to(dtype)
     op, (X, target), k = as_operator(objective, curvature=curvature), objective.examples(), min(k, objective.n_params)
     missing, no_margin = without_classes(objective, X), without_margin(objective, X)
-    search = dict(tol=tol, max_matvecs=max_matvecs, progress=progress)
-    if missing is None: resolved, top, negative = _spectrum(op, X, k, pairs, **search)
-    else: resolved, (top, negative) = missing, _ends(op, k, progress)
+    search = dict(basis_bytes=basis_bytes, progress=progress)
+    if missing is None: resolved, top, negative = _spectrum(op, X, k, pairs, tol, max_matvecs, **search)
+    else: resolved, (top, negative) = missing, _ends(op, k, **search)
     outliers = or_missing(lambda: count_outliers(top.values, negative=negative), ValueError)
     leading = max(1, min(outliers.count, k)) if outliers else 1
     sampling = or_missing(lambda: sampling_error(op, subset(top, torch.arange(min(k, _FIRST)))), ValueError)

@@ -14,14 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ..curvature.basis import free_bytes, norm
 from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
 from ..curvature.example_grads import example_vjps
 from ..curvature.layers import inner, lengths, unit_rows
 from ..curvature.loss import check_labels
 from ..curvature.objective import Objective, as_objective
+from ..curvature.params import flatten
 
 # %% ../../nbs/boundary/00_gradients.ipynb #591135cd
+_AT_ONCE = 2**27  # bytes of gradients that are formed together
+
 class ReinforcingGradients:
     "Gradients of examples for the labels that the network predicts, formed in slices that fit the memory given."
     def __init__(self,
@@ -50,7 +54,32 @@ class ReinforcingGradients:
     def unit(self, part: slice | list[int]) -> Tensor:  # `(b, P)`
         "Gradients of some examples at length one; NaN where the gradient is zero, or NaN."
         G = self[part]
-        return G / lengths(G)[:, None].to(G)
+        G /= lengths(G)[:, None].to(G)
+        return G
+
+    def units(self, part: slice) -> Tensor:  # `(b, P)`
+        "The same, put together from smaller slices: forming gradients takes several times the memory of what they are."
+        first, last, _ = part.indices(len(self))
+        step = max(1, _AT_ONCE // max(1, self.objective.theta[:1].nbytes * self.objective.n_params))
+        if last - first <= step: return self.unit(part)
+        rows = self.objective.theta.new_empty(last - first, self.objective.n_params)
+        for i in range(first, last, step): rows[i - first:i - first + step] = self.unit(slice(i, min(i + step, last)))
+        return rows
+
+    def combined(self,
+        rows: Tensor,  # `(b,)` int64, of the examples
+        weights: Tensor,  # `(b,)`
+    ) -> Tensor:  # `(P,)`
+        "The weighted sum of some gradients by ordinary backward passes; none of them is formed alone."
+        objective, leaves, total = self.objective, self.objective.leaves(), None
+        options, step = dict(allow_unused=True, materialize_grads=True), self.objective.micro_batch_size
+        for part, w in zip(rows.split(step), weights.split(step), strict=True):
+            r = self.residuals[part]
+            r = r * w.to(r).reshape(-1, *[1] * (r.ndim - 1))
+            out = objective.outputs(leaves, tree_map(lambda t: t[part], self.X))
+            g = flatten(torch.autograd.grad(out, list(leaves.values()), r, **options))
+            total = g if total is None else total.add_(g)
+        return objective.theta.zero_() if total is None else total
 
 # %% ../../nbs/boundary/00_gradients.ipynb #2984c05b
 def _resolve_labels(logits: Tensor, labels: Literal["predicted"] | int | Tensor) -> tuple[Tensor, str]:
@@ -70,6 +99,13 @@ def _resolve_labels(logits: Tensor, labels: Literal["predicted"] | int | Tensor)
     return labels, source
 
 # %% ../../nbs/boundary/00_gradients.ipynb #fc2587af
+def _are_units(objective: Objective, vectors: Any) -> bool:
+    "Are these rows of length one already, of the right kind? Then no copy is made, which may be as large as a basis."
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or vectors.shape[1] != objective.n_params: return False
+    if not len(vectors) or vectors.dtype != objective.dtype or vectors.device != objective.device: return False
+    near = max(16 * torch.finfo(vectors.dtype).eps, 1e-12)  # what a search leaves of length one
+    return bool(((norm(vectors) - 1).abs() <= near).all())
+
 def gradients_and_rows(
     objective: Objective,
     X: Any,  # inputs `(N, ...)`
@@ -78,7 +114,7 @@ def gradients_and_rows(
     chunk_bytes: int = 2**27,  # memory for the gradients of a slice
 ) -> tuple[ReinforcingGradients, Tensor]:  # and `(k, P)`
     "The gradients of the examples, and the vectors at length one."
-    V = unit_rows(objective, vectors)
+    V = vectors.detach() if _are_units(objective, vectors) else unit_rows(objective, vectors)
     return ReinforcingGradients(objective, X, labels=labels, chunk_bytes=chunk_bytes), V
 
 # %% ../../nbs/boundary/00_gradients.ipynb #df3bd936
@@ -96,10 +132,13 @@ def gradient_cosines(
     objective = as_objective(objective, data, loss=loss, unpack=unpack)
     gradients = ReinforcingGradients(objective, X, chunk_bytes=chunk_bytes)
     n = len(gradients)
+    if 8 * n * n > free_bytes("cpu"):
+        raise ValueError(f"the cosines of all pairs of {n:,} examples take {8 * n * n / 2**30:.3g} GiB, which is more "
+                         "than there is: give a part of the examples, as X[::10]")
     K = torch.empty(n, n, dtype=torch.float64, device="cpu")
     for i, rows in enumerate(gradients.slices):
-        A = gradients.unit(rows)
+        A = gradients.units(rows)
         for columns in gradients.slices[:i + 1]:
-            block = inner(A, A if columns == rows else gradients.unit(columns)).cpu()
+            block = inner(A, A if columns == rows else gradients.units(columns)).cpu()
             K[rows, columns], K[columns, rows] = block, block.T
     return K.clamp(-1, 1)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .alignment import Alignment, align
+from ..curvature.basis import norm
 from ..curvature.batches import default_unpack
 from ..curvature.objective import Objective, as_objective
 
@@ -91,5 +92,6 @@ def random_baseline(
     objective = as_objective(objective, data, loss=loss, unpack=unpack)
     generator = generator or torch.Generator().manual_seed(0)
     V = torch.randn(n_vectors, objective.n_params, generator=generator, device=generator.device, dtype=torch.float64)
+    V /= norm(V)[:, None]
     maxima = align(objective, X, V).cosines.abs().nan_to_num().amax(0).double().cpu()
     return Baseline(maxima.mean().item(), maxima.min().item(), maxima)

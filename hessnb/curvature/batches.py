@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, TensorDataset
 
 from .checks import check_finite, is_foreign
 
@@ -170,6 +170,11 @@ def map_tensors(
 # %% ../../nbs/curvature/05_batches.ipynb #828696b2
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y", "label_ids")
 
+def _is_text(v: Any) -> bool:
+    "Is this what no model takes: text, nothing, or a column of these?"
+    empty = lambda a: a is None or isinstance(a, str)
+    return empty(v) or isinstance(v, list) and len(v) > 0 and all(map(empty, v))
+
 def default_unpack(batch: Any) -> tuple[Any, Any]:
     "`(inputs, target)` of a tuple (target last) or a mapping (target by name); the rest goes to the model as it is."
     if dataclasses.is_dataclass(batch): batch = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
@@ -178,7 +183,7 @@ def default_unpack(batch: Any) -> tuple[Any, Any]:
         if key is None:
             raise TypeError(f"a dict batch needs its target under one of {_TARGET_KEYS}, got {list(batch)}; or pass "
                             "unpack= to Objective, as in unpack=lambda batch: ({'x': batch['x']}, batch['z'])")
-        return {k: v for k, v in batch.items() if k != key}, batch[key]
+        return {k: v for k, v in batch.items() if k != key and not _is_text(v)}, batch[key]
     if isinstance(batch, (tuple, list)) and len(batch) >= 2 and not _is_numbers(batch):
         key = next((k for k in _TARGET_KEYS if k in getattr(batch, "_fields", ())), None)
         i = batch._fields.index(key) if key else len(batch) - 1
@@ -267,6 +272,7 @@ def _has_rows(data: Any) -> bool:
 # %% ../../nbs/curvature/05_batches.ipynb #d57140ae
 def _private(loader: Iterable) -> Iterable:
     "A `DataLoader` that reads in order, on a generator of its own; anything else as it is."
+    loader = _of_trainer(loader)
     if isinstance(loader, DataLoader):
         if isinstance(loader.sampler, RandomSampler):
             raise RuntimeError("the DataLoader shuffles, so every pass sees other batches: build it with shuffle=False")
@@ -281,6 +287,17 @@ def _private(loader: Iterable) -> Iterable:
         warnings.warn(f"the DataLoader has drop_last=True: {size % step} of {size} examples are left out of the mean",
                       stacklevel=5)
     return loader
+
+def _of_trainer(loader: Any) -> Any:
+    "The loader that accelerate wraps, over all of its data, in order; anything else as it is."
+    inner = getattr(loader, "__dict__", {}).get("base_dataloader")
+    if not isinstance(inner, DataLoader): return loader
+    batching, all_data = inner.batch_sampler, inner.dataset
+    while hasattr(batching, "batch_sampler"): batching = batching.batch_sampler  # of which this process has a share
+    source = getattr(batching, "sampler", None)
+    permutes = isinstance(source, RandomSampler) and not source.replacement
+    if not (permutes or isinstance(source, SequentialSampler)) or len(source) != len(all_data): return inner
+    return DataLoader(all_data, batching.batch_size, collate_fn=inner.collate_fn, num_workers=inner.num_workers)
 
 def _is_pair(data: Any) -> bool:
     "Is this `(X, y)`, tensors or arrays, rather than a sequence of batches?"
@@ -372,8 +389,9 @@ def check_class_axis(
         if found[:1] != shape[:1] or len(found) != len(shape) or found == shape: continue
         if found[1] == K: return
         raise ValueError(f"the model's outputs {shape} have their classes in the last axis (one token less gives "
-                         f"{found}), but losses of torch read them in axis 1: transpose, outputs.movedim(-1, 1), in "
-                         "the model or in a loss of your own")
+                         f"{found}), but losses of torch read them in axis 1: say what they predict, "
+                         "loss='causal_lm' if it is the next label, loss='token_cross_entropy' if it is that at their "
+                         "own place; or transpose, outputs.movedim(-1, 1), in the model or in a loss of your own")
     raise ValueError(f"outputs {shape} and labels {(shape[0], *shape[2:])} fit with the classes in axis 1, as torch "
                      "reads them, and in the last axis, and the model does not tell which: say it in a function, for "
                      "example loss=lambda o, t: F.cross_entropy(o, t, reduction='none') if they lie in axis 1, and "

@@ -71,7 +71,9 @@ def certify(
     residuals = ritz.estimates + added
     for i in unsure.nonzero().flatten().tolist(): values[i], residuals[i] = rayleigh(op, V[i])
     order = wanted(values, len(values), ritz.target.which)
-    if (order.diff() != 1).any(): values, residuals, V = values[order], residuals[order], V[order.to(V.device)]
+    if (order.diff() != 1).any():
+        values, residuals = values[order], residuals[order]
+        for part in V.split(2**20, 1): part.copy_(part[order.to(V.device)])  # no second set of vectors
     scale, skew = max(ritz.scale, values.abs().max().item()), search.krylov.skew
     converged = trusted(op, values, residuals, scale, tol, skew if op is search.op else 0.)
     stopped = "precision" if outcome.stopped == "converged" and not converged.all() else outcome.stopped

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hessnb.curvature.cross_entropy import (
     BinaryLoss,
     ClassLoss,
-    Loss,
+    TokenLoss,
     check_labels,
     check_same_shape,
     check_shares,
@@ -31,8 +31,8 @@ from hessnb.curvature.cross_entropy import (
     softmax_curvature,
     softmax_residual,
     softmax_score,
-    unit_rows,
 )
+from .loss_base import Loss, unit_rows
 
 # %% ../../nbs/curvature/04_loss.ipynb #ea18bb23
 class ElementwiseLoss(Loss):
@@ -326,9 +326,10 @@ class SetMarginLoss(TorchLoss):
         return (gaps * listed[:, :, None] * others[:, None]).sum((1, 2)) / outputs.shape[1]
 
 # %% ../../nbs/curvature/04_loss.ipynb #ca1d1dc2
-_BY_NAME = {"cross_entropy": nn.CrossEntropyLoss, "nll_loss": nn.NLLLoss, "mse_loss": nn.MSELoss,
+_MODULES = {"cross_entropy": nn.CrossEntropyLoss, "nll_loss": nn.NLLLoss, "mse_loss": nn.MSELoss,
             "binary_cross_entropy_with_logits": nn.BCEWithLogitsLoss}
-_BY_FUNCTION: dict[Callable, type[nn.Module]] = {**{getattr(F, name): module for name, module in _BY_NAME.items()},
+_BY_NAME = {**_MODULES, "token_cross_entropy": TokenLoss, "causal_lm": functools.partial(TokenLoss, shifted=True)}
+_BY_FUNCTION: dict[Callable, type[nn.Module]] = {**{getattr(F, name): module for name, module in _MODULES.items()},
     F.kl_div: nn.KLDivLoss, F.l1_loss: nn.L1Loss, F.smooth_l1_loss: nn.SmoothL1Loss, F.huber_loss: nn.HuberLoss,
     F.binary_cross_entropy: nn.BCELoss, F.poisson_nll_loss: nn.PoissonNLLLoss, F.soft_margin_loss: nn.SoftMarginLoss,
     F.hinge_embedding_loss: nn.HingeEmbeddingLoss, F.multi_margin_loss: nn.MultiMarginLoss,
@@ -346,12 +347,12 @@ def as_loss(
     loss: str | nn.Module | Callable | Loss,  # name, torch module, (outputs, target) -> per-example losses, or a `Loss`
 ) -> Loss:
     "`loss` in the form that adds up over batches; the objective is the mean, and `reduction='sum'` is warned of."
-    if isinstance(loss, Loss): return loss
     if isinstance(loss, str):
         if loss not in _BY_NAME:
             raise ValueError(f"loss {loss!r} is not known; give one of {sorted(_BY_NAME)}, a torch loss module or a "
                              "callable")
         loss = _BY_NAME[loss]()
+    if isinstance(loss, Loss): return loss
     if not callable(loss) or isinstance(loss, type):
         found = f"the class {loss.__name__}: make one, {loss.__name__}()" if isinstance(loss, type) \
             else type(loss).__name__
@@ -364,8 +365,7 @@ def as_loss(
         warnings.warn(f"{name} has reduction='sum', but the objective is the mean: its value, gradient and eigenvalues "
                       "are those of the sum divided by the normaliser (the number of losses, or what the labels weigh)",
                       stacklevel=4)
-    made = _BY_FORWARD.get(getattr(type(loss), "forward", None))
-    if made: return made(loss)
+    if made := _BY_FORWARD.get(getattr(type(loss), "forward", None)): return made(loss)
     return CallableLoss(_unreduced(loss), name, None if reduction == "none" else loss)
 
 # %% ../../nbs/curvature/04_loss.ipynb #97884cda

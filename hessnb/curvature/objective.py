@@ -53,6 +53,7 @@ from hessnb.curvature.soundness import (
     check_same_twice,
     check_separate,
     check_writes,
+    warn_of_shift,
     warn_of_unreached,
 )
 
@@ -227,7 +228,7 @@ class Objective(MeanLoss):
         params: str | Iterable[str] | Callable[[str, Tensor], bool] | None = None,  # which, see `select_params`
         batch_size: int | None = None,  # examples a batch for `(X, y)` and `Dataset`
         unpack: Callable[[Any], tuple] = default_unpack,  # batch -> (inputs, target)
-        dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters
+        dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters, at least float32
         memory_budget: int = 2 * 2**30,  # bytes that may be kept for differentiating twice
         weight_decay: float = 0.,  # wd: the mean loss and wd / 2 * |theta|^2, as torch.optim.SGD has it
     ):
@@ -261,6 +262,7 @@ class Objective(MeanLoss):
             self.loss = self.loss.specialise(outputs, target)
             self.check_batch(outputs, target)
             check_loss(self.loss, outputs, target)
+            warn_of_shift(self.loss, inputs, outputs, target)
             if self.loss.unsure_of_axes(outputs, target):
                 check_class_axis(partial(self.outputs, self.params), inputs, outputs)
             check_separate(self, inputs, target, outputs)
@@ -291,7 +293,7 @@ class Objective(MeanLoss):
     def __repr__(self) -> str:
         loss = f"{self.loss.name} + {self.weight_decay / 2:g} |theta|^2" if self.weight_decay else self.loss.name
         return (f"Objective({type(self.model).__name__}, {loss}: {self.n_examples:,} examples, "
-                f"{self.n_params:,} parameters, {str(self.dtype)[6:]}, {self.device})")
+                f"{self.n_params:,} parameters, {self.precision}, {self.device})")
 
 # %% ../../nbs/curvature/08_objective.ipynb #9654d59b
 def as_objective(
