@@ -19,6 +19,7 @@ from .derivatives import DeadEnd, Pullback, count_operations, custom_functions, 
 from .differences import check_derivatives
 from .fast import FastSum, Single, beside
 from .objective import Objective
+from .processes import Processes
 from .verify import SelfChecking
 
 # %% ../../nbs/curvature/16_hessian.ipynb #b04b82f5
@@ -40,7 +41,8 @@ class CurvatureOperator(SelfChecking):
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with own_modes(), beside(stream):
-            self._keep_maps(product, stream)
+            with objective.together(): self._keep_maps(product, stream)
+            self.all_kept = not objective.in_any(self.n_kept < objective.n_own)
             if verify: self.check()
 
     def linear_map(self,
@@ -68,10 +70,11 @@ class CurvatureOperator(SelfChecking):
         check_mode(self.objective.model)
         test = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
         maps, sizes, cost, self.n_kept = [], [], self.objective.cost, 0  # examples whose share of the product is kept
+        counted = count_operations()
         for number, (inputs, target) in enumerate(self.objective.micro_batches()):
             if number == 0:
                 one = self._map(0, *first_examples(inputs, target, 1))
-                with count_operations() as counted: one(test)
+                with counted: one(test)
                 del one
             size = cost.fixed + len(target) * cost.per_example
             if sum(sizes) + size > self.memory_budget: break
@@ -80,11 +83,14 @@ class CurvatureOperator(SelfChecking):
             self.n_kept += len(target)
         self.kept = FastSum(maps, test, sizes, counted.n * len(maps), product, counted.waits, stream)
 
+    @property
+    def processes(self) -> Processes | None: return self.objective.processes  # that a product is made by
+
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
         "What a product consists of: all that is kept, and one micro-batch after the other of the rest."
         self.objective.unchanged.check()
         yield (self.kept,)
-        if self.n_kept == self.objective.n_examples: return
+        if self.n_kept == self.objective.n_own: return
         check_mode(self.objective.model)
         for number, batch in islice(enumerate(self.objective.micro_batches()), len(self.kept.maps), None):
             yield (lambda v, micro_batch=(number, *batch): self._map(*micro_batch)(v),)
@@ -98,7 +104,7 @@ class CurvatureOperator(SelfChecking):
         with own_modes(): return self.complete(self.objective.sum(lambda part: part(v), over=self._parts()), v)
 
     def apply_rows(self, V):
-        if self.n_kept < self.objective.n_examples: return super().apply_rows(V)
+        if not self.all_kept: return super().apply_rows(V)
         with own_modes(): return self.complete(self.objective.sum(lambda part: part.rows(V), over=self._parts()), V)
 
     @property
@@ -107,7 +113,7 @@ class CurvatureOperator(SelfChecking):
     def expect(self, n): self.kept.expect(n)
 
     def in_single(self):
-        if self.n_kept < self.objective.n_examples: return None
+        if not self.all_kept or self.processes is not None: return None
         if self._single is None:
             with own_modes(): found = self.kept.rounded(self.memory_budget * 2 // 3)
             self._single = Single(self, *found) if found else False

@@ -8,6 +8,7 @@ __all__ = ['Cost', 'measured_cost', 'affordable_examples', 'OverData', 'MeanLoss
 # %% ../../nbs/curvature/08_objective.ipynb #453f22ec
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -46,6 +47,8 @@ from hessnb.curvature.checks import (
 from .loss import Loss, as_loss
 from .model import FunctionalModel, plainly
 from .params import flatten
+from .parts import Part, check_alone, on_host, part_of, sharded
+from .processes import Processes
 from hessnb.curvature.soundness import (
     NO_DEPENDENCE,
     check_leaves,
@@ -96,31 +99,71 @@ class OverData(FunctionalModel):
     unpack: Callable[[Any], tuple]  # batch -> (inputs, target)
     loss: Loss
     micro_batch_size = 64  # examples, until the cost of one is known
+    processes: Processes | None = None  # that share the examples
+    part = Part()  # of the examples, which this process has
     unchanged: Unchanged  # since the objective was made
     noting = False  # is this pass over the data the first?
 
     def micro_batches(self) -> Iterator[tuple[Any, Tensor]]:
         "`(inputs, target)` on the device, each small enough to be differentiated twice within the memory budget."
+        yield from self.pieces(self.part.of)
+
+    def pieces(self,
+        some: Callable[[Iterable], Iterable] = iter,  # which examples: batches -> batches
+    ) -> Iterator[tuple[Any, Tensor]]:
+        "The same of some of the examples; of all that this process was given."
         self.unchanged.check(whole=True)
+        for inputs, target in some(self._read()):
+            yield from divided(*self.place((inputs, target)), self.micro_batch_size)
+
+    def _read(self) -> Iterator[tuple[Any, Tensor]]:
         for batch in self.batches:
             if self.noting: self.unchanged.add([leaf for _, leaf in named_leaves(batch)])
-            yield from divided(*self.place(read_batch(batch, self.unpack)), self.micro_batch_size)
+            yield read_batch(batch, self.unpack)
 
     def sum(self,
         fn: Callable[..., Any],  # (inputs, target) -> a tensor, or a tuple of tensors, for one micro-batch
         over: Iterable[tuple] | None = None,  # arguments of `fn` instead of all micro-batches
     ) -> Any:  # what `fn` gives
-        "The sum of `fn` over the data; every sum over the data goes through here."
-        total = None
-        for args in self.micro_batches() if over is None else over:
-            part = fn(*args)
-            total = part if total is None else tree_map(torch.add, total, part)
-        return total
+        "The sum of `fn` over the data, of all processes; every sum over the data goes through here."
+        def own():
+            total = None
+            for args in self.micro_batches() if over is None else over:
+                part = fn(*args)
+                total = part if total is None else tree_map(torch.add, total, part)
+            return total
+        return own() if self.processes is None else self.processes.total(own)
+
+    def together(self) -> AbstractContextManager:
+        "A block whose error in one process is one in all of them."
+        return nullcontext() if self.processes is None else self.processes.together()
+
+    @property
+    def leads(self) -> bool: return self.processes is None or self.processes.leads  # does this process print and warn?
+
+    def in_any(self, flag: bool) -> bool: return flag if self.processes is None else self.processes.any(flag)
+
+    def in_all(self, names: set[str]) -> set[str]:
+        "Those of the names that every process has."
+        return names if self.processes is None else set.intersection(*self.processes.objects(names))
+
+    def check_common(self,
+        what: str,  # for the message
+        numbers: list[float],
+    ) -> None:
+        "`ValueError` if these numbers differ between processes."
+        if self.processes is None: return
+        rows = self.processes.stack(torch.tensor([len(numbers), *numbers], dtype=torch.float64))
+        if not torch.isclose(rows, rows[:1], rtol=1e-9, atol=0).all():
+            raise ValueError(f"the processes have different {what}: give all of them the same (torch.manual_seed "
+                             "before the model is built, or one state_dict; all of the data), or what is in parts as "
+                             "OwnShare(data)")
 
     def examples(self) -> tuple[Any, Tensor]:
         "All inputs and targets, on the device."
-        inputs, targets = zip(*self.micro_batches(), strict=True)
-        return joined(inputs), torch.cat(targets)
+        if not self.part.own: return _end_to_end(self.pieces())
+        with self.together(): parts = list(self.pieces(self.part.of))
+        return self.place(self.part.in_order(self.processes.objects(on_host(_end_to_end(parts)) if parts else None)))
 
     @isolated
     @torch.no_grad()
@@ -133,15 +176,27 @@ class OverData(FunctionalModel):
         step = max(1, min(n, self.micro_batch_size))
         return torch.cat([self.outputs(self.params, take(X, i, i + step)) for i in range(0, max(n, 1), step)])
 
+    def first(self) -> tuple[Any, Tensor] | None:
+        "The first micro-batch, the same in all processes; None if there is no example."
+        if not self.part.own: return next(self.pieces(), None)
+        with self.together(): found = next(self.micro_batches(), None)
+        few = None if found is None else on_host(first_examples(*found, 64))
+        return None if (found := self.processes.lent(few)) is None else self.place(found)
+
     def logits(self, X: Any) -> Tensor: return self.loss.logits(self.predict(X))  # `(N, C)`, scores of the classes
 
     def classes(self, X: Any) -> Tensor: return self.loss.predictions(self.predict(X))  # `(N,)` int64, predicted
+
+def _end_to_end(micro_batches: Iterable[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
+    inputs, targets = zip(*micro_batches, strict=True)
+    return joined(inputs), torch.cat(targets)
 
 # %% ../../nbs/curvature/08_objective.ipynb #6d65616e
 class MeanLoss(OverData):
     "The mean loss over the data: value and gradient as sums over micro-batches, divided once."
     normaliser: float  # of the sum over all data
     n_examples: int
+    n_own: int  # of these, how many this process has
     weight_decay = 0.  # wd: the objective has wd / 2 * |theta|^2 over the chosen parameters besides
     _value: float | None  # at the model's own parameters, once it is known
 
@@ -158,8 +213,10 @@ class MeanLoss(OverData):
             self.check_batch(outputs, target)
             total = self.loss.total(outputs, target)
             check_finite(total, "loss")
+            self.n_own += len(target)
             numbers = total, self.loss.normaliser(outputs, target), torch.tensor(len(target))
             return tuple(t.double().cpu() for t in numbers)
+        self.n_own = 0
         total, normaliser, n = self.sum(one)
         if normaliser <= 0:
             raise ValueError("no example counts: the loss ignores every label, or all their class weights are zero")
@@ -226,19 +283,24 @@ class Objective(MeanLoss):
         dtype: torch.dtype | None = None,  # float32 or float64; None: that of the parameters
         memory_budget: int = 2 * 2**30,  # bytes that may be kept for differentiating twice
         weight_decay: float = 0.,  # wd: the mean loss and wd / 2 * |theta|^2, as torch.optim.SGD has it
+        mesh: Any = None,  # `DeviceMesh` of processes that share the work; the same call in each of them
     ):
         check_number(memory_budget, "memory_budget")
         check_number(weight_decay, "weight_decay")
         if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, Integral)):
             raise TypeError(f"batch_size must be a whole number of examples, got {batch_size!r}")
-        super().__init__(model, params, dtype)
+        if mesh is None: check_alone(model, data)
+        else:
+            self.processes = Processes(mesh)
+            data, self.part = part_of(data, self.processes)
+        with self.together(): super().__init__(model, params, dtype)
         self.data, self.memory_budget, self.unpack = data, memory_budget, unpack
         self.weight_decay = float(weight_decay)
-        self.loss, self.batches = as_loss(loss), as_batches(data, batch_size)
-        shards = getattr(getattr(data, "sampler", None), "num_replicas", 1)
-        if shards > 1:
-            warnings.warn(f"the DataLoader reads one of {shards} shards of its data (DistributedSampler): this is the "
-                          "mean loss over that shard; pass a loader over all data", stacklevel=3)
+        with self.together(): self.loss, self.batches = as_loss(loss), as_batches(data, batch_size)
+        if mesh is None and (sampler := sharded(data)) is not None:
+            warnings.warn(f"the DataLoader reads one of {sampler.num_replicas} shards of its data "
+                          f"({type(sampler).__name__}): this is the mean loss over that shard; pass a loader over all "
+                          "data", stacklevel=3)
         self.unchanged, self.noting = Unchanged(data, self.batches, vars(self.loss)), True
         self._validate()
         self.unchanged.settle()
@@ -249,24 +311,31 @@ class Objective(MeanLoss):
         check_precision(self.model, self.dtype, self.device)
         self.micro_batch_size = OverData.micro_batch_size
         with restored_on_error():
-            check_repeatable(self.batches)
-            inputs, target = next(self.micro_batches(), (None, None))
+            with self.together(): found = check_repeatable(self.batches, not self.part.own)
+            self.check_common("data", [0 if self.part.own else found])
+            self.check_common("parameters", [t.double().sum().item() for t in self.own_tensors().values()])
+            inputs, target = self.first() or (None, None)
             if target is None: raise ValueError("data is empty: no batch holds an example")
-            outputs = check_same_twice(self, inputs)
-            check_writes(self.loss, outputs, target)
-            self.loss = self.loss.specialise(outputs, target)
-            self.check_batch(outputs, target)
-            check_loss(self.loss, outputs, target)
-            if self.loss.unsure_of_axes(outputs, target):
-                check_class_axis(partial(self.outputs, self.params), inputs, outputs)
-            check_separate(self, inputs, target, outputs)
-            check_leaves(self, *first_examples(inputs, target, 2))
-            self.cost = measured_cost(self, inputs, target)
+            with self.together(): self._look(inputs, target)
             self.micro_batch_size = affordable_examples(self, self.cost)
+            if self.processes is not None: self.micro_batch_size = self.processes.least(self.micro_batch_size)
             warn_of_unreached(self, inputs, target)
             self._value, self.normaliser, self.n_examples = self._totals(self.params)
         near_rounding = abs(self._value - self._penalty(self.params)) < _CAREFUL * torch.finfo(self.dtype).eps
         if near_rounding and (careful := self.loss.careful()) is not self.loss: self.loss, self._value = careful, None
+
+    def _look(self, inputs: Any, target: Tensor) -> None:
+        "See with the first examples what the loss is, that model and loss are sound, and what an example costs."
+        outputs = check_same_twice(self, inputs)
+        check_writes(self.loss, outputs, target)
+        self.loss = self.loss.specialise(outputs, target)
+        self.check_batch(outputs, target)
+        check_loss(self.loss, outputs, target)
+        if self.loss.unsure_of_axes(outputs, target):
+            check_class_axis(partial(self.outputs, self.params), inputs, outputs)
+        check_separate(self, inputs, target, outputs)
+        check_leaves(self, *first_examples(inputs, target, 2))
+        self.cost = measured_cost(self, inputs, target)
 
     @own_modes()
     def to(self, dtype: torch.dtype) -> "Objective":

@@ -158,6 +158,7 @@ def scipy_view(op: "Operator"):  # scipy.sparse.linalg.LinearOperator
 class Operator:
     "A symmetric matrix that can be multiplied with: all that an algorithm may ask. A subclass says what `apply` does."
     noise = 0.  # relative error of a product, beyond rounding in its own dtype
+    processes: Any = None  # that make a product together, all of them by the same calls
     __array_ufunc__ = None  # NumPy's numbers leave multiplication to us
 
     def __init__(self,
@@ -299,6 +300,7 @@ class Derived(Operator):
             if b.dtype != a.dtype: raise TypeError(f"operators in {a.dtype} and {b.dtype} cannot be added")
             if b.device != a.device: raise ValueError(f"operators on {a.device} and {b.device} cannot be added")
         super().__init__(n or a.shape[0], a.dtype, a.device)
+        self.processes = next((p.processes for p in self.parts if p.processes is not None), None)
 
     def expect(self, n):
         for part in self.parts: part.expect(n)

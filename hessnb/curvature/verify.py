@@ -197,7 +197,7 @@ class Sample:
     ):
         self.objective = FunctionalModel.to(objective, dtype)
         self.loss_as_it_is, self.objective.loss = objective.loss, objective.loss.careful()
-        inputs, target = few(*next(objective.micro_batches()), n)
+        inputs, target = few(*objective.first(), n)
         self.inputs, self.target = self.objective.place((inputs, target))
         self.near = Near(self.loss, list(self.objective.params.values()), fixed=padding_rows(objective))
         self.objective = self.objective.at(self.near.x)
