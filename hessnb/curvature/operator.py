@@ -159,6 +159,7 @@ class Operator:
     "A symmetric matrix that can be multiplied with: all that an algorithm may ask. A subclass says what `apply` does."
     noise = 0.  # relative error of a product, beyond rounding in its own dtype
     processes: Any = None  # that make a product together, all of them by the same calls
+    shares: Any = None  # of its vectors, where each process has a part of them; None: they are whole
     __array_ufunc__ = None  # NumPy's numbers leave multiplication to us
 
     def __init__(self,
@@ -168,6 +169,12 @@ class Operator:
     ):
         self.shape, self.dtype, self.device = (n, n), dtype, torch.device(device)
         self.n_matvecs = 0  # products so far, one for each vector
+
+    @property
+    def length(self) -> int: return self.shape[0] if self.shares is None else len(self.shares)  # of a vector, here
+
+    @property
+    def leads(self) -> bool: return self.processes is None or self.processes.leads  # does this process print and warn?
 
     def apply(self, v: Tensor) -> Tensor:  # `(P,)` -> `(P,)`
         "The product, neither checked nor counted: what a subclass has to say."

@@ -6,6 +6,7 @@
 __all__ = ['ProcessLost', 'Processes', 'Shares']
 
 # %% ../../nbs/curvature/02_processes.ipynb #4a77bd8a
+import socket
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class Processes:
         self.group, self.rank, self.size = mesh.get_group(), mesh.get_local_rank(), mesh.size()
         kind = mesh.device_type
         self.device = torch.device(kind) if kind == "cpu" else torch.device(kind, torch.cuda.current_device())
+        hosts = self.objects(socket.gethostname())
+        self.on_host = hosts.count(hosts[self.rank])  # processes that share the memory of this machine
 
     def __deepcopy__(self, memo: dict) -> "Processes": return self
 
@@ -93,6 +96,13 @@ class Processes:
     def least(self, n: int) -> int: return int(self.stack(torch.tensor(n)).min())  # the smallest of all
 
     def any(self, flag: bool) -> bool: return bool(self.stack(torch.tensor(bool(flag), dtype=torch.int32)).any())
+
+    def heard(self,
+        progress: bool | Callable,  # as in `top_eigenpairs`
+    ) -> bool | Callable:
+        "The bar in the first process alone; a function is called in each, and any of them may stop the search."
+        if callable(progress): return lambda *args: self.any(bool(progress(*args)))
+        return progress if self.leads or progress is not True else False
 
     def agreed(self, t: Tensor) -> Tensor:
         "A tensor as the first process has it, where rounding may differ between machines."
@@ -158,6 +168,10 @@ class Shares:
     ) -> Tensor:  # `(..., len(self))`
         "The share that this process has of whole vectors."
         return v[..., self.start:self.stop]
+
+    def largest(self, v: Tensor) -> Tensor:
+        "The largest |entry| of the whole vector."
+        return self.processes.stack(v.abs().max() if len(v) else v.new_zeros(())).max()
 
     def whole(self,
         v: Tensor,  # `(p,)`, or rows `(k, p)`: the shares of this process
