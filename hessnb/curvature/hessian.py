@@ -7,6 +7,7 @@ __all__ = ['CurvatureOperator', 'HessianOperator']
 
 # %% ../../nbs/curvature/16_hessian.ipynb #aa2219ca
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 
@@ -40,10 +41,11 @@ class CurvatureOperator(SelfChecking):
         self.objective, self.leaves, self._single = objective, objective.leaves(), None
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        with own_modes(), beside(stream):
+        with own_modes(), beside(stream), objective.gathered():
             with objective.together(): self._keep_maps(product, stream)
             self.all_kept = not objective.in_any(self.n_kept < objective.n_own)
             if verify: self.check()
+        if objective.processes is not None and not objective.in_any(self.n_kept > 0): self.leaves = None
 
     def linear_map(self,
         inputs: Any,  # of one micro-batch, on the device
@@ -100,8 +102,19 @@ class CurvatureOperator(SelfChecking):
         self.objective.unchanged.check()
         return self.objective.with_decay(share, V)
 
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        "In this block, which all processes enter together, `leaves` are whole where they rest in shares otherwise."
+        if self.leaves is not None:
+            yield
+            return
+        with self.objective.gathered():
+            self.leaves = self.objective.leaves()
+            try: yield
+            finally: self.leaves = None
+
     def apply(self, v):
-        with own_modes(): return self.complete(self.objective.sum(lambda part: part(v), over=self._parts()), v)
+        with own_modes(), self.at_hand(): return self.complete(self.objective.sum(lambda part: part(v), over=self._parts()), v)
 
     def apply_rows(self, V):
         if not self.all_kept: return super().apply_rows(V)

@@ -46,6 +46,7 @@ from hessnb.curvature.checks import (
 )
 from .loss import Loss, as_loss
 from .model import FunctionalModel, plainly
+from .at_rest import AtRest, plain_copy
 from .params import flatten
 from .parts import Part, check_alone, on_host, part_of, sharded
 from .processes import Processes
@@ -132,7 +133,8 @@ class OverData(FunctionalModel):
                 part = fn(*args)
                 total = part if total is None else tree_map(torch.add, total, part)
             return total
-        return own() if self.processes is None else self.processes.total(own)
+        if self.processes is None: return own()
+        with self.gathered() if over is None else nullcontext(): return self.processes.total(own)
 
     def together(self) -> AbstractContextManager:
         "A block whose error in one process is one in all of them."
@@ -269,7 +271,7 @@ class MeanLoss(OverData):
 # %% ../../nbs/curvature/08_objective.ipynb #bad7312f
 _CAREFUL = 1e4  # times eps: a mean loss below that has its second derivative from rounding, up to four digits
 
-class Objective(MeanLoss):
+class Objective(AtRest, MeanLoss):
     "Mean loss of `model` over `data` as a function of the chosen parameters."
     @own_modes()
     def __init__(self,
@@ -289,11 +291,13 @@ class Objective(MeanLoss):
         check_number(weight_decay, "weight_decay")
         if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, Integral)):
             raise TypeError(f"batch_size must be a whole number of examples, got {batch_size!r}")
+        plain = model
         if mesh is None: check_alone(model, data)
         else:
             self.processes = Processes(mesh)
             data, self.part = part_of(data, self.processes)
-        with self.together(): super().__init__(model, params, dtype)
+            plain = plain_copy(model)
+        with self.together(): super().__init__(plain, params, dtype)
         self.data, self.memory_budget, self.unpack = data, memory_budget, unpack
         self.weight_decay = float(weight_decay)
         with self.together(): self.loss, self.batches = as_loss(loss), as_batches(data, batch_size)
@@ -305,6 +309,8 @@ class Objective(MeanLoss):
         self._validate()
         self.unchanged.settle()
         self.noting = False
+        self.rest()
+        if plain is not model: self.forget_copy()
 
     def _validate(self) -> None:
         "One look at everything the numbers rest on, before any of them is computed."
@@ -313,7 +319,7 @@ class Objective(MeanLoss):
         with restored_on_error():
             with self.together(): found = check_repeatable(self.batches, not self.part.own)
             self.check_common("data", [0 if self.part.own else found])
-            self.check_common("parameters", [t.double().sum().item() for t in self.own_tensors().values()])
+            self.check_common("parameters", [t.double().sum().item() for t in (self.params | self.fixed).values()])
             inputs, target = self.first() or (None, None)
             if target is None: raise ValueError("data is empty: no batch holds an example")
             with self.together(): self._look(inputs, target)
@@ -340,8 +346,10 @@ class Objective(MeanLoss):
     @own_modes()
     def to(self, dtype: torch.dtype) -> "Objective":
         "The same objective evaluated in another precision; the model is not converted."
-        other = super().to(dtype)
+        with self.gathered(): other = super().to(dtype)
+        other.renew()
         other._validate()
+        other.rest()
         return other
 
     @own_modes()
@@ -350,7 +358,9 @@ class Objective(MeanLoss):
     ) -> "Objective":
         "The same objective at other parameters, without a second look at the data; the model is not changed."
         other = super().at(theta)
+        other.renew()
         other._value = None
+        if not self.in_use: other.rest()
         return other
 
     def __repr__(self) -> str:

@@ -182,6 +182,6 @@ class Shares:
         for i, row in enumerate(rows.to(p.device)):
             mine, all_ = row.new_zeros(self.width), row.new_empty(self.width * p.size)
             mine[:len(row)] = row
-            p.exchange(dist.all_gather_into_tensor, all_, mine)
+            p.exchange(getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor, all_, mine)
             out[i] = all_[:self.n]
         return out.reshape(*v.shape[:-1], self.n)
