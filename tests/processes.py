@@ -1,7 +1,10 @@
 "What `test_processes.py` runs in several processes: `python tests/processes.py TASK OUT`, started by torchrun or alone."
+import copy
+import gc
+import math
 import os
 import sys
-import warnings
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,12 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from hessnb.boundary.alignment import align
 from hessnb.boundary.directions import resolve_measure
 from hessnb.curvature.entry import as_operator
+from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.layers import layer_mass
 from hessnb.curvature.objective import Objective
+from hessnb.curvature.parts import OwnShare
 from hessnb.curvature.top import top_eigenpairs
 from hessnb.curvature.trace import trace
 
@@ -93,6 +100,100 @@ def everything(mesh):
             model, data = make()
             found[f"{name} {str(dtype)[6:]}"] = numbers(Objective(model, data, dtype=dtype, mesh=mesh))
     return found
+
+
+def refusal(fn, *args, **kwargs):
+    "The error that a call gives, in words; empty if it gives none."
+    try: fn(*args, **kwargs)
+    except Exception as e: return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def brief(objective):
+    "Few numbers that tell whether model and data are the right ones."
+    op = as_operator(objective)
+    return dict(value=objective.value(), grad=objective.grad(), n=objective.n_examples,
+                values=top_eigenpairs(op, 2, tol=1e-9).values)
+
+
+def wrapped(mesh):
+    "Models and loaders that data-parallel training has wrapped."
+    net, batches = cnn()
+    X, y = torch.cat([X for X, _ in batches]), torch.cat([y for _, y in batches])
+    if mesh is None: return {name: brief(Objective(net, (X, y))) for name in ("ddp", "sampler", "fsdp", "uneven")}
+    found, rank, size = {}, mesh.get_local_rank(), mesh.size()
+    ddp = nn.parallel.DistributedDataParallel(net)
+    sampler = DistributedSampler(TensorDataset(X, y), shuffle=False)
+    loader = DataLoader(TensorDataset(X, y), batch_size=4, sampler=sampler)
+    refused = dict(ddp=refusal(Objective, ddp, (X, y)), sampler=refusal(Objective, net, loader),
+                   mesh=refusal(Objective, net, (X, y), mesh="cpu"))
+    found["ddp"] = brief(Objective(ddp, (X, y), mesh=mesh))
+    found["sampler"] = brief(Objective(net, loader, mesh=mesh))
+    order = Objective(net, loader, mesh=mesh).examples()
+    refused["order"] = "" if torch.equal(order[0], X) and torch.equal(order[1], y) else "another order"
+    sharded, plain = copy.deepcopy(net), net(X).detach()
+    fully_shard(sharded[0], mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    refused["fsdp"] = refusal(Objective, sharded, (X, y))
+    for _ in range(2):  # before and after a forward pass of the user's, which leaves it whole
+        found["fsdp"] = brief(Objective(sharded, batches, mesh=mesh))
+        assert torch.allclose(sharded(X), plain, rtol=1e-12)
+    mine = (X[:3], y[:3]) if rank == 0 else (X[3:], y[3:]) if rank == size - 1 else (X[:0], y[:0])
+    found["uneven"] = brief(Objective(net, OwnShare(mine), mesh=mesh))
+    refused["alone"] = refusal(Objective, net, OwnShare(mine))
+    return {**found, "refused": refused}
+
+
+def idle(mesh):
+    "The first process has all of the data, or there are fewer examples than processes; errors of one process only."
+    net, (X, y) = encoder()
+    if mesh is None: return dict(first=brief(Objective(net, (X, y))), few=brief(Objective(net, (X[:1], y[:1]))))
+    rank, bad, refused = mesh.get_local_rank(), X.clone(), {}
+    bad[0] = math.nan
+    found = dict(first=brief(Objective(net, OwnShare((X, y) if rank == 0 else []), mesh=mesh)),
+                 few=brief(Objective(net, (X[:1], y[:1]), mesh=mesh)))
+    refused["data"] = refusal(Objective, net, (X + rank, y), mesh=mesh)
+    refused["nan"] = refusal(Objective, net, OwnShare((bad if rank == 1 else X, y)), mesh=mesh)
+    refused["none"] = refusal(Objective, net, OwnShare([]), mesh=mesh)
+    refused["parameters"] = refusal(Objective, built(Encoder, seed=rank), (X, y), mesh=mesh)
+    objective = Objective(net, (X, y), mesh=mesh)
+    def alone(inputs, target):
+        if rank == 1: raise ZeroDivisionError("of one process")
+        return target.sum()
+    refused["sum"] = refusal(objective.sum, alone)
+    refused["calls"] = refusal(objective.sum, lambda inputs, target: torch.zeros(2 + rank))
+    refused["after"] = "" if objective.sum(lambda inputs, target: torch.tensor(len(target))) == len(y) else "wrong"
+    return {**found, "refused": refused}
+
+
+def held(mesh):
+    "Bytes of basis and parameters that a search with nothing kept holds in a process."
+    net = built(lambda: nn.Sequential(nn.Linear(4, 500), nn.Tanh(), nn.Linear(500, 200), nn.Tanh(), nn.Linear(200, 3)))
+    objective = Objective(net, (randn(12, 4), torch.arange(12) % 3), mesh=mesh, memory_budget=0)
+    op, seen = HessianOperator(objective, memory_budget=0), []
+    def look(*_):
+        mine = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
+                if isinstance(t, torch.Tensor) and not t.is_meta and t.numel() >= objective.n_params // 10}
+        seen.append(sum(mine.values()))
+    top_eigenpairs(op, 2, tol=1e-3, progress=look)
+    return dict(bytes=min(seen[-5:]), model=sum(p.numel() * 8 for p in net.parameters()))
+
+
+def dies(mesh):
+    "The last process ends in the middle of a search."
+    objective, rank = Objective(*encoder(), mesh=mesh), mesh.get_local_rank()
+    def leave(done, *_):
+        if done == 4 and rank == mesh.size() - 1: os._exit(3)
+    start = time.perf_counter()
+    said = refusal(top_eigenpairs, as_operator(objective), 4, tol=1e-9, progress=leave)
+    print(f"{time.perf_counter() - start:.1f} s: {said}", flush=True)
+    os._exit(0)
+
+
+def two(mesh): return dict(everything(mesh), wrapped=wrapped(mesh), idle=idle(mesh), held=held(mesh))
+
+
+three = two
 
 
 def main(task, out):

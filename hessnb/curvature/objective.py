@@ -6,6 +6,7 @@
 __all__ = ['Cost', 'measured_cost', 'affordable_examples', 'OverData', 'MeanLoss', 'Objective', 'as_objective']
 
 # %% ../../nbs/curvature/08_objective.ipynb #453f22ec
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -155,8 +156,8 @@ class OverData(FunctionalModel):
     ) -> None:
         "`ValueError` if these numbers differ between processes."
         if self.processes is None: return
-        rows = self.processes.stack(torch.tensor([len(numbers), *numbers], dtype=torch.float64))
-        if not torch.isclose(rows, rows[:1], rtol=1e-9, atol=0).all():
+        rows = self.processes.objects(numbers)
+        if any(len(row) != len(rows[0]) or not all(map(math.isclose, row, rows[0])) for row in rows):
             raise ValueError(f"the processes have different {what}: give all of them the same (torch.manual_seed "
                              "before the model is built, or one state_dict; all of the data), or what is in parts as "
                              "OwnShare(data)")
