@@ -1,10 +1,15 @@
-"What `test_processes.py` runs in several processes: `python tests/processes.py TASK OUT`, started by torchrun or alone."
+"""What `test_processes.py` runs in several processes: `torchrun --nproc-per-node 2 tests/processes.py TASK,TASK OUT`.
+
+Each task is a function of a mesh, or of None for one process, whose numbers the tests compare."""
 import copy
+import dataclasses
 import gc
 import math
 import os
+import pickle
 import sys
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+import hessnb
 from hessnb.boundary.alignment import align
 from hessnb.boundary.directions import resolve_measure
 from hessnb.curvature.entry import as_operator
@@ -23,7 +29,7 @@ from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.layers import layer_mass
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.parts import OwnShare
-from hessnb.curvature.top import top_eigenpairs
+from hessnb.curvature.top import eigenpairs_until, top_eigenpairs
 from hessnb.curvature.trace import trace
 
 torch.set_num_threads(1)
@@ -75,16 +81,16 @@ NETWORKS = {
 }
 
 
-def numbers(objective, k=4):
+def numbers(objective, k=3):
     "What the processes must agree on with one process."
-    tol = 1e-9 if objective.dtype == F64 else 1e-4
+    tol = 1e-6 if objective.dtype == F64 else 1e-4
     op, (X, y) = as_operator(objective), objective.examples()
     pairs = top_eigenpairs(op, k, tol=tol)
-    resolved = resolve_measure(op, X, k=8, max_pairs=40, tol=.3, max_matvecs=200)
+    resolved = resolve_measure(op, X, k=4, max_pairs=4, tol=.3, max_matvecs=60)
     return dict(
         value=objective.value(), grad=objective.grad(), n=objective.n_examples, labels=y,
         product=op.matvec(torch.linspace(-1, 1, op.shape[0], dtype=op.dtype)), values=pairs.values,
-        cosines=align(objective, X, pairs.vectors).cosines.abs(), trace=trace(op, n_probes=8, n_steps=3).value,
+        cosines=align(objective, X, pairs.vectors).cosines.abs(), trace=trace(op, n_probes=6, n_steps=3).value,
         mass=layer_mass(objective, pairs.vectors).mass, measure=resolved.directions.value,
         logits=objective.predict(X), more=layers(objective),
     )
@@ -94,11 +100,11 @@ def layers(objective): return torch.zeros(())  # the spectra of the layers: laye
 
 
 def everything(mesh):
+    "All networks in double precision, two of them in single."
     found = {}
-    for name, make in NETWORKS.items():
-        for dtype in (F64, F32):
-            model, data = make()
-            found[f"{name} {str(dtype)[6:]}"] = numbers(Objective(model, data, dtype=dtype, mesh=mesh))
+    for name, dtype in [*((name, F64) for name in NETWORKS), ("gauss", F32), ("encoder", F32)]:
+        model, data = NETWORKS[name]()
+        found[f"{name} {str(dtype)[6:]}"] = numbers(Objective(model, data, dtype=dtype, mesh=mesh))
     return found
 
 
@@ -167,16 +173,23 @@ def idle(mesh):
 
 
 def held(mesh):
-    "Bytes of basis and parameters that a search with nothing kept holds in a process."
-    net = built(lambda: nn.Sequential(nn.Linear(4, 500), nn.Tanh(), nn.Linear(500, 200), nn.Tanh(), nn.Linear(200, 3)))
-    objective = Objective(net, (randn(12, 4), torch.arange(12) % 3), mesh=mesh, memory_budget=0)
-    op, seen = HessianOperator(objective, memory_budget=0), []
-    def look(*_):
-        mine = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects()
-                if isinstance(t, torch.Tensor) and not t.is_meta and t.numel() >= objective.n_params // 10}
-        seen.append(sum(mine.values()))
+    "Bytes of basis and parameters that a search holds in this process, with nothing kept between products."
+    net = built(lambda: nn.Sequential(nn.Linear(4, 200), nn.Tanh(), nn.Linear(200, 100), nn.Tanh(), nn.Linear(100, 3)))
+    P = sum(p.numel() for p in net.parameters())
+    def sizes():
+        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # names of torch that are about to go
+            big = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and not t.is_meta and t.numel() > P // 10]
+        return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in big}
+    before, found = sizes(), []
+    objective = Objective(net, (randn(12, 4), torch.arange(12) % 3), mesh=mesh)
+    op = HessianOperator(objective, memory_budget=0)
+    def look(done, *_):
+        if done != 7: return
+        found.append(sum(size for at, size in sizes().items() if at not in before))
     top_eigenpairs(op, 2, tol=1e-3, progress=look)
-    return dict(bytes=min(seen[-5:]), model=sum(p.numel() * 8 for p in net.parameters()))
+    return dict(bytes=found[0], vector=8 * P)
 
 
 def dies(mesh):
@@ -190,17 +203,74 @@ def dies(mesh):
     os._exit(0)
 
 
-def two(mesh): return dict(everything(mesh), wrapped=wrapped(mesh), idle=idle(mesh), held=held(mesh))
+def plain_net(): return built(lambda: nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3)), seed=3)
 
 
-three = two
+def public(mesh):
+    "A number from every public function that takes an operator or an objective; of explorers, what they say."
+    h, net, X, y = hessnb, plain_net(), 2 * randn(25, 2, seed=4), torch.arange(25) % 3
+    batches = list(zip(X.split([10, 10, 5]), y.split([10, 10, 5]), strict=True))
+    o = Objective(net, batches, mesh=mesh, weight_decay=.01)
+    op, P = h.HessianOperator(o, memory_budget=0), o.n_params
+    pairs, V = h.top_eigenpairs(op, 4, tol=1e-8), torch.eye(3, P, dtype=F64)
+    pairs = dataclasses.replace(pairs, vectors=pairs.vectors * pairs.vectors[:, :1].sign())
+    a, u = h.align(o, X, pairs.vectors), torch.linspace(-1, 1, P, dtype=F64)
+    numbers = dict(
+        ggn=lambda: h.GGNOperator(o).matvec(u), empirical=lambda: h.FisherOperator(o, "empirical").matvec(u),
+        fisher=lambda: h.FisherOperator(o, n_samples=300).matvec(u), rows=lambda: op.matmat(V),
+        dense=lambda: op.to_dense(), all=lambda: h.dense_eigenpairs(op).values, top=lambda: pairs.values,
+        refine=lambda: h.refine(pairs, op).values, both=lambda: h.top_eigenpairs(op, 4, which="BE").values,
+        few=lambda: h.top_eigenpairs(op, 3, tol=1e-8, basis_bytes=P * 8 * 15 // (1 if mesh is None else mesh.size())
+                                     ).values,
+        nonzero=lambda: h.nonzero_eigenpairs(op, tol=1e-8).values, trace=lambda: h.trace(op).value,
+        shifted=lambda: h.top_eigenpairs(op + h.GGNOperator(o).shift(.1), 2, tol=1e-9).values,
+        exact=lambda: h.trace(op, exact=True).value, density=lambda: h.spectral_density(op, n_steps=9, n_probes=3
+            ).nodes,
+        until=lambda: eigenpairs_until(op, lambda v, W: len(v) >= 5 and W.shape[1] == P, k=3, tol=1e-8).values,
+        cosines=lambda: h.gradient_cosines(o, X), align=lambda: a.cosines, structure=lambda: h.class_structure(
+            o, X, pairs).by_class.explained, plane=lambda: h.scan_plane(o, X, pairs.vectors, n=5).predictions,
+        curves=lambda: sum(len(s) for s in h.trace_boundary(o, X, n=12, refine=0).segments), design=lambda: h.design_input(
+            o, pairs.vectors[0], X[:2], n_steps=5).inputs, points=lambda: h.boundary_points(o, X, n=5).points,
+        baseline=lambda: h.random_baseline(o, X).mean, measure=lambda: h.generalization_measure(a, threshold=.3).value,
+        directions=lambda: h.effective_directions(a, n_bootstrap=5).value, resolved=lambda: h.resolve_measure(
+            op, X, k=4, max_pairs=9).directions.value, complexity=lambda: h.boundary_complexity(o, X, n=20).value,
+        margin=lambda: h.estimate_margin(o, X, pairs, n_candidates=2).value, profile=lambda: h.margin_profile(
+            o, X[:10], n_searched=10).values, table=lambda: h.eigenvector_table(o, X, pairs).examples,
+        moved=lambda: o.at(o.theta + .1).value(), single=lambda: o.to(F32).grad(), decayed=lambda: o.value(),
+    )
+    found, said = {}, {}
+    for name, fn in numbers.items():
+        try: found[name] = torch.as_tensor(fn()).double()
+        except Exception as e: said[name] = f"{type(e).__name__}: {e}"
+    error = h.sampling_error(op, pairs, n_groups=5)
+    found["sampling"] = torch.cat([error.values, (error.standard_error > 0).double()])
+    explorers = dict(Workbook=lambda: h.Workbook(o), SpectrumExplorer=lambda: h.SpectrumExplorer(o, pairs),
+                     BoundaryExplorer=lambda: h.BoundaryExplorer(o, pairs),
+                     EigenvectorSliders=lambda: h.EigenvectorSliders(o, pairs))
+    if mesh is not None: said |= {name: refusal(fn) for name, fn in explorers.items()}
+    if mesh is not None: said["pickle"] = refusal(pickle.dumps, o)
+    return dict(found, said=said)
 
 
-def main(task, out):
+def examined(mesh):
+    "The whole examination of one network, and a comparison."
+    X, y = 2 * randn(25, 2, seed=4), torch.arange(25) % 3
+    more = {} if mesh is None else dict(mesh=mesh)
+    e = hessnb.examine(plain_net(), (X, y), k=5, pairs=6, n_candidates=3, **more)
+    return {name: torch.as_tensor(value).double() for name, value in dict(
+        loss=e.train_loss, accuracy=e.train_accuracy, norm=e.param_norm, values=e.pairs.values, trace=e.trace.value,
+        negative=e.most_negative, margin=e.margin.value, complexity=e.complexity.value, measure=e.measure.value,
+        directions=e.directions.value).items()}
+
+
+TASKS = dict(everything=everything, idle=idle, held=held, wrapped=wrapped, public=public, examined=examined)
+
+
+def main(tasks, out):
     dist.init_process_group("gloo", timeout=timedelta(seconds=50))
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    found = globals()[task](mesh)
-    torch.save(found, f"{out}.{dist.get_rank()}")
+    if tasks == "dies": dies(mesh)
+    torch.save({task: TASKS[task](mesh) for task in tasks.split(",")}, f"{out}.{dist.get_rank()}")
     dist.destroy_process_group()
 
 

@@ -161,10 +161,12 @@ class Basis(Rows):
     "Long vectors as rows. What a search does with them is done here, and so it is decided here where they live."
     def dot(self,
         w: Tensor,  # `(P,)`, or rows `(b, P)`
-    ) -> Tensor:  # `(m,)`, or `(b, m)`
+        others: Tensor | None = None,  # `(s, P)`, besides, for one vector
+    ) -> Tensor:  # `(m,)`, or `(b, m)`; with others `(m + s,)`
         "Inner products with all rows."
         dots = [part @ w[columns] if w.ndim == 1 else w[:, columns] @ part.T for columns, part in self.blocks()]
-        return self.over(dots[0] if len(dots) == 1 else torch.stack(dots).sum(0))
+        dots = dots[0] if len(dots) == 1 else torch.stack(dots).sum(0)
+        return self.over(dots if others is None else torch.cat([dots, others @ w]))
 
     def over(self, t: Tensor) -> Tensor:
         "The sum over the processes, where each has a share of the rows."

@@ -73,9 +73,9 @@ class CurvatureOperator(SelfChecking):
         test = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
         maps, sizes, cost, self.n_kept = [], [], self.objective.cost, 0  # examples whose share of the product is kept
         counted = count_operations()
-        for number, (inputs, target) in enumerate(self.objective.micro_batches()):
-            if number == 0:
-                one = self._map(0, *first_examples(inputs, target, 1))
+        for number, (inputs, target) in enumerate(self.objective.micro_batches(), self.first_number):
+            if not maps:
+                one = self._map(number, *first_examples(inputs, target, 1))
                 with counted: one(test)
                 del one
             size = cost.fixed + len(target) * cost.per_example
@@ -83,7 +83,10 @@ class CurvatureOperator(SelfChecking):
             maps.append(self._map(number, inputs, target))
             sizes.append(size)
             self.n_kept += len(target)
-        self.kept = FastSum(maps, test, sizes, counted.n * len(maps), product, counted.waits, stream)
+        self.kept = FastSum(maps, test if maps else test[:0].clone(), sizes, counted.n * len(maps), product, counted.waits, stream)
+
+    @property
+    def first_number(self) -> int: return 0 if self.processes is None else self.processes.rank << 32  # see `numbered`
 
     @property
     def processes(self) -> Processes | None: return self.objective.processes  # that a product is made by
@@ -94,7 +97,8 @@ class CurvatureOperator(SelfChecking):
         yield (self.kept,)
         if self.n_kept == self.objective.n_own: return
         check_mode(self.objective.model)
-        for number, batch in islice(enumerate(self.objective.micro_batches()), len(self.kept.maps), None):
+        batches = enumerate(self.objective.micro_batches(), self.first_number)
+        for number, batch in islice(batches, len(self.kept.maps), None):
             yield (lambda v, micro_batch=(number, *batch): self._map(*micro_batch)(v),)
 
     def complete(self, share: Tensor, V: Tensor) -> Tensor:  # shaped alike, `(P,)` or `(k, P)`

@@ -99,8 +99,8 @@ class Subspace:
         "Components of `w` along the multiplied rows and `others`, and what remains; by Gram-Schmidt, twice if need be."
         h, size = 0, self.norm(w)
         for _ in range(2):
-            along, beside = self.basis.dot(w), self.inner(others, w)
-            h = h + torch.cat([along, beside])
+            dots = self.basis.dot(w, others)
+            h, along, beside = h + dots, dots[:self.m], dots[self.m:]
             w = self.basis.subtract(w, along)
             if len(others): w = torch.addmv(w, others.T, beside, alpha=-1)
             if (self.norm(w) > .5 * size).item(): break

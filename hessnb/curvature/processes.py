@@ -6,6 +6,7 @@
 __all__ = ['ProcessLost', 'Form', 'Processes', 'Shares']
 
 # %% ../../nbs/curvature/02_processes.ipynb #4a77bd8a
+import re
 import socket
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ class ProcessLost(RuntimeError):
     "Another process of the mesh has ended, or does not answer."
 
 _RAISED = {kind.__name__: kind for kind in (ValueError, TypeError, RuntimeError, OSError, NotImplementedError)}
+
+def _brief(e: Exception) -> str: return re.split(r"(?<=[a-z\])])\. ", str(e).split("] ", 1)[-1])[0]  # of gloo, or NCCL
 
 def _elsewhere(rank: int, kind: str, text: str) -> Exception:
     "The error of another process, as one of this."
@@ -78,8 +81,7 @@ class Processes:
         try: collective(*args, group=self.group, **kwargs)
         except RuntimeError as e:
             raise ProcessLost(f"process {self.rank} of {self.size} cannot reach another one: that has ended, or does "
-                              f"something else ({str(e).splitlines()[0]}); look at its own error, and start anew"
-                              ) from e
+                              f"something else ({_brief(e)}); look at its own error, and start anew") from e
 
     def objects(self, own: Any) -> list:
         "Small objects of all processes, in their order."
@@ -115,8 +117,10 @@ class Processes:
         progress: bool | Callable,  # as in `top_eigenpairs`
     ) -> bool | Callable:
         "The bar in the first process alone; a function is called in each, and any of them may stop the search."
-        if callable(progress): return lambda *args: self.any(bool(progress(*args)))
-        return progress if self.leads or progress is not True else False
+        def ask(*args) -> bool:
+            with self.together(): stop = bool(progress(*args))
+            return self.any(stop)
+        return ask if callable(progress) else progress if self.leads or progress is not True else False
 
     def agreed(self, t: Tensor) -> Tensor:
         "A tensor as the first process has it, where rounding may differ between machines."
