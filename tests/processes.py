@@ -229,8 +229,9 @@ def public(mesh):
         until=lambda: eigenpairs_until(op, lambda v, W: len(v) >= 5 and W.shape[1] == P, k=3, tol=1e-8).values,
         cosines=lambda: h.gradient_cosines(o, X), align=lambda: a.cosines, structure=lambda: h.class_structure(
             o, X, pairs).by_class.explained, plane=lambda: h.scan_plane(o, X, pairs.vectors, n=5).predictions,
-        curves=lambda: sum(len(s) for s in h.trace_boundary(o, X, n=12, refine=0).segments), design=lambda: h.design_input(
-            o, pairs.vectors[0], X[:2], n_steps=5).inputs, points=lambda: h.boundary_points(o, X, n=5).points,
+        curves=lambda: sum(map(len, h.trace_boundary(o, X, n=12, refine=0).segments)),
+        design=lambda: h.design_input(o, pairs.vectors[0], X[:2], n_steps=5).inputs,
+        points=lambda: h.boundary_points(o, X, n=5).points,
         baseline=lambda: h.random_baseline(o, X).mean, measure=lambda: h.generalization_measure(a, threshold=.3).value,
         directions=lambda: h.effective_directions(a, n_bootstrap=5).value, resolved=lambda: h.resolve_measure(
             op, X, k=4, max_pairs=9).directions.value, complexity=lambda: h.boundary_complexity(o, X, n=20).value,

@@ -77,6 +77,7 @@ def certify(
     converged = trusted(op, values, residuals, scale, tol, skew if op is search.op else 0.)
     stopped = "precision" if outcome.stopped == "converged" and not converged.all() else outcome.stopped
     n_certify = search.budget.used - outcome.n_matvecs + n_checks + int(unsure.sum())
-    return EigenPairs(values, search.krylov.basis.whole(V), residuals, converged, outcome.n_matvecs, n_certify, ritz.target.which, tol,
+    V = search.krylov.basis.whole(V)
+    return EigenPairs(values, V, residuals, converged, outcome.n_matvecs, n_certify, ritz.target.which, tol,
                       outcome.miss, stopped, n_single, skew / scale if scale and op is search.op else 0.,
                       verification(op))

@@ -7,24 +7,23 @@ __all__ = ['CurvatureOperator', 'HessianOperator']
 
 # %% ../../nbs/curvature/16_hessian.ipynb #aa2219ca
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .at_rest import OfProcesses
 from .batches import first_examples
 from .checks import check_mode, own_modes
 from .derivatives import DeadEnd, Pullback, count_operations, custom_functions, no_second_derivative
 from .differences import check_derivatives
 from .fast import FastSum, Single, beside
 from .objective import Objective
-from .processes import Processes
 from .verify import SelfChecking
 
 # %% ../../nbs/curvature/16_hessian.ipynb #b04b82f5
-class CurvatureOperator(SelfChecking):
+class CurvatureOperator(OfProcesses, SelfChecking):
     "A curvature matrix of an objective at its parameters, as products; a subclass says what one micro-batch adds."
     def __init__(self,
         objective: Objective,  # gives the function, the data, dtype and device
@@ -43,9 +42,8 @@ class CurvatureOperator(SelfChecking):
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with own_modes(), beside(stream), objective.gathered():
             with objective.together(): self._keep_maps(product, stream)
-            self.all_kept = not objective.in_any(self.n_kept < objective.n_own)
             if verify: self.check()
-        if objective.processes is not None and not objective.in_any(self.n_kept > 0): self.leaves = None
+            self.rest()
 
     def linear_map(self,
         inputs: Any,  # of one micro-batch, on the device
@@ -71,9 +69,8 @@ class CurvatureOperator(SelfChecking):
         "Try a product with one example; then keep the maps of the leading micro-batches that fit the budget."
         check_mode(self.objective.model)
         test = torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
-        maps, sizes, cost, self.n_kept = [], [], self.objective.cost, 0  # examples whose share of the product is kept
-        counted = count_operations()
-        for number, (inputs, target) in enumerate(self.objective.micro_batches(), self.first_number):
+        maps, sizes, cost, counted, self.n_kept = [], [], self.objective.cost, count_operations(), 0
+        for number, inputs, target in self.numbered_batches():
             if not maps:
                 one = self._map(number, *first_examples(inputs, target, 1))
                 with counted: one(test)
@@ -83,13 +80,8 @@ class CurvatureOperator(SelfChecking):
             maps.append(self._map(number, inputs, target))
             sizes.append(size)
             self.n_kept += len(target)
-        self.kept = FastSum(maps, test if maps else test[:0].clone(), sizes, counted.n * len(maps), product, counted.waits, stream)
-
-    @property
-    def first_number(self) -> int: return 0 if self.processes is None else self.processes.rank << 32  # see `numbered`
-
-    @property
-    def processes(self) -> Processes | None: return self.objective.processes  # that a product is made by
+        if not maps: test = test[:0].clone()
+        self.kept = FastSum(maps, test, sizes, counted.n * len(maps), product, counted.waits, stream)
 
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
         "What a product consists of: all that is kept, and one micro-batch after the other of the rest."
@@ -97,32 +89,21 @@ class CurvatureOperator(SelfChecking):
         yield (self.kept,)
         if self.n_kept == self.objective.n_own: return
         check_mode(self.objective.model)
-        batches = enumerate(self.objective.micro_batches(), self.first_number)
-        for number, batch in islice(batches, len(self.kept.maps), None):
-            yield (lambda v, micro_batch=(number, *batch): self._map(*micro_batch)(v),)
+        for batch in islice(self.numbered_batches(), len(self.kept.maps), None):
+            yield (lambda v, batch=batch: self._map(*batch)(v),)
 
     def complete(self, share: Tensor, V: Tensor) -> Tensor:  # shaped alike, `(P,)` or `(k, P)`
         "A product from the mean loss's share of it: with weight decay, of data that are what they were."
         self.objective.unchanged.check()
         return self.objective.with_decay(share, V)
 
-    @contextmanager
-    def at_hand(self) -> Iterator[None]:
-        "In this block, which all processes enter together, `leaves` are whole where they rest in shares otherwise."
-        if self.leaves is not None:
-            yield
-            return
-        with self.objective.gathered():
-            self.leaves = self.objective.leaves()
-            try: yield
-            finally: self.leaves = None
+    def _sum(self, fn: Callable, V: Tensor) -> Tensor:
+        with own_modes(), self.at_hand(): return self.complete(self.objective.sum(fn, over=self._parts()), V)
 
-    def apply(self, v):
-        with own_modes(), self.at_hand(): return self.complete(self.objective.sum(lambda part: part(v), over=self._parts()), v)
+    def apply(self, v): return self._sum(lambda part: part(v), v)
 
     def apply_rows(self, V):
-        if not self.all_kept: return super().apply_rows(V)
-        with own_modes(): return self.complete(self.objective.sum(lambda part: part.rows(V), over=self._parts()), V)
+        return self._sum(lambda part: part.rows(V), V) if self.all_kept else super().apply_rows(V)
 
     @property
     def product(self) -> str: return self.kept.product  # "auto" until the rule has chosen; then "graph" or "replay"

@@ -55,7 +55,7 @@ class Subspace:
     ):
         n = op.shape[0]
         self.op = op
-        self.basis = Basis(op.length, min(capacity, n), op.dtype, op.device, rows, home, shares=op.shares)  # multiplied
+        self.basis = Basis(op.length, min(capacity, n), op.dtype, op.device, rows, home, shares=op.shares)
         self.pending = torch.empty(0, op.length, dtype=op.dtype, device=op.device)  # `(s, P)`
         self.projected = self.small(min(rows, capacity), min(rows, capacity))  # its upper left corner is G
         self.coupling = self.small(0, 0)  # B, `(s, m)`
@@ -167,7 +167,7 @@ class Krylov(Subspace):
         w = self.basis.subtract(w - alpha * q, known[first:].to(w), first)
         self.store(q)
         h, rest = self.split(w, self.pending)
-        host = torch.cat([h.double(), torch.stack([alpha.double(), self.norm(rest), size])]).cpu()  # waits for the device
+        host = torch.cat([h.double(), torch.stack([alpha.double(), self.norm(rest), size])]).cpu()  # the device is done
         alpha, beta, size = host[-3:].tolist()
         require_finite(math.isfinite(size))
         self.scale = max(self.scale, size)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .checks import all_finite, own_modes
+from .processes import InShares
 
 # %% ../../nbs/curvature/10_operator.ipynb #c13521df
 @runtime_checkable
@@ -98,8 +99,7 @@ def product_rows(
     chunk: int = 256,  # rows of the identity multiplied at a time
 ) -> Tensor:  # `(P, P)`, one product a row, as they are
     "The P products with unit vectors; `ValueError` if they would take more than `max_bytes`."
-    n = op.shape[0]
-    size = n * n * torch.empty((), dtype=op.dtype).element_size()
+    n, size = op.shape[0], op.shape[0] ** 2 * op.dtype.itemsize
     if size > max_bytes:
         raise ValueError(f"a dense {n:,} x {n:,} matrix in {op.dtype} takes {size / 2**30:.1f} GiB, above max_bytes="
                          f"{max_bytes / 2**30:.3g} GiB: use top_eigenpairs, or raise max_bytes")
@@ -136,8 +136,7 @@ def dense_matrix(
     chunk: int = 256,  # rows of the identity multiplied at a time
 ) -> Tensor:  # `(P, P)`, made exactly symmetric
     "The matrix, from P products; `ValueError` if it does not fit, a warning if the products are not symmetric."
-    A = product_rows(op, max_bytes, chunk)
-    asymmetry = symmetrise(A, chunk)
+    asymmetry = symmetrise(A := product_rows(op, max_bytes, chunk), chunk)
     if asymmetry > coarse_asymmetry(A.dtype): warnings.warn(not_symmetric(asymmetry), stacklevel=3)
     return A
 
@@ -155,11 +154,9 @@ def scipy_view(op: "Operator"):  # scipy.sparse.linalg.LinearOperator
     return LinearOperator(op.shape, matvec=column, matmat=columns, rmatvec=column, rmatmat=columns, dtype=dtype)
 
 # %% ../../nbs/curvature/10_operator.ipynb #951dec59
-class Operator:
+class Operator(InShares):
     "A symmetric matrix that can be multiplied with: all that an algorithm may ask. A subclass says what `apply` does."
     noise = 0.  # relative error of a product, beyond rounding in its own dtype
-    processes: Any = None  # that make a product together, all of them by the same calls
-    shares: Any = None  # of its vectors, where each process has a part of them; None: they are whole
     __array_ufunc__ = None  # NumPy's numbers leave multiplication to us
 
     def __init__(self,
@@ -169,12 +166,6 @@ class Operator:
     ):
         self.shape, self.dtype, self.device = (n, n), dtype, torch.device(device)
         self.n_matvecs = 0  # products so far, one for each vector
-
-    @property
-    def length(self) -> int: return self.shape[0] if self.shares is None else len(self.shares)  # of a vector, here
-
-    @property
-    def leads(self) -> bool: return self.processes is None or self.processes.leads  # does this process print and warn?
 
     def apply(self, v: Tensor) -> Tensor:  # `(P,)` -> `(P,)`
         "The product, neither checked nor counted: what a subclass has to say."

@@ -7,7 +7,7 @@ __all__ = ['Batch', 'Dealer', 'OwnShare', 'Part', 'Dealt', 'Own', 'on_host', 'sh
 
 # %% ../../nbs/curvature/07_parts.ipynb #206ae998
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -140,4 +140,4 @@ def check_alone(model: nn.Module, data: Any) -> None:
         raise ValueError(f"{what}, and each process would get the curvature of its own: pass mesh=, as in "
                          f"Objective(..., mesh=init_device_mesh('{next(model.parameters()).device.type}', ({n},))) of "
                          "torch.distributed.device_mesh, in every process"
-                         + ("; or model.module, for the data of this process alone" if hasattr(model, "module") else ""))
+                         + ("; or model.module, for this process's data alone" if hasattr(model, "module") else ""))
