@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 WORKER = str(Path(processes.__file__).resolve())
-TASKS = {2: "held,everything,idle,wrapped,public,examined", 3: "held,everything,idle,wrapped"}
+TASKS = {2: "held,everything,idle,wrapped,public,examined", 3: "held,everything,idle"}
 FEW = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYTHONPATH=str(Path(WORKER).parent.parent))
 
 
@@ -90,6 +90,7 @@ def test_what_a_process_holds(many):
 
 def test_wrapped_models_and_loaders(many):
     "DistributedDataParallel, DistributedSampler with an example too many, fully_shard; refused without a mesh."
+    if "wrapped" not in many[1][0]: pytest.skip("with two processes")
     compared(many, "wrapped")
     for rank in many[1]:
         said = rank["wrapped"]["refused"]

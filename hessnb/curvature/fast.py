@@ -105,6 +105,7 @@ class FastSum:
         waits: bool = False,  # does one of the operations wait for the host?
         stream: "torch.cuda.Stream | None" = None,  # where the maps were made, on a GPU
     ):
+        test = test if maps else test[:0].clone()  # nothing to try
         self.test, self.sizes, self.n_bytes, self.n_operations = test, sizes, sum(sizes), n_operations
         self.product, self.waits, self.stream = product, waits, stream
         self.done = self.ahead = 0  # products so far, and announced ones

@@ -80,7 +80,6 @@ class CurvatureOperator(OfProcesses, SelfChecking):
             maps.append(self._map(number, inputs, target))
             sizes.append(size)
             self.n_kept += len(target)
-        if not maps: test = test[:0].clone()
         self.kept = FastSum(maps, test, sizes, counted.n * len(maps), product, counted.waits, stream)
 
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
