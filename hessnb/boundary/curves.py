@@ -226,7 +226,7 @@ def trace_boundary(
 # %% ../../nbs/boundary/05_curves.ipynb #3515e0ba
 def _two_features(objective: Objective, X: Tensor | None) -> torch.Size:
     "The shape of one input; an error if it is not of two numbers or the model has no two classes."
-    inputs = next(objective.micro_batches())[0] if X is None else objective.place_inputs(X)
+    inputs = objective.first()[0] if X is None else objective.place_inputs(X)
     found = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or inputs[0].numel() != 2:
         raise ValueError(f"trace_boundary needs inputs of two features (N, 2), got {found}: for more features look at "

@@ -30,7 +30,8 @@ def climbed(
 ) -> Callable[[Tensor], Tensor]:
     "x -> a(x)^2, or `side` times a(x), for one input, differentiable in x; the predicted label is held fixed."
     def fn(x):
-        logits, pull = vjp(lambda params: objective.loss.logits(objective.outputs(params, x[None])), objective.params)
+        with objective.gathered():
+            logits, pull = vjp(lambda p: objective.loss.logits(objective.outputs(p, x[None])), objective.params)
         own = (torch.arange(logits.shape[1], device=x.device) == logits.detach().argmax(1, keepdim=True)).to(logits)
         others = logits - 1e30 * own
         others = (others - others.detach().max(1, keepdim=True).values).exp() * (1 - own)

@@ -16,11 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .processes import Shares
+
 # %% ../../nbs/curvature/20_basis.ipynb #ca4c5ab7
 def norm(
     x: Tensor,  # `(..., P)`
+    shares: Shares | None = None,  # of which `x` is this process's
 ) -> Tensor:  # `(...)` float64
     "Euclidean norms along the last axis, of vectors of any scale."
+    if shares is not None: return norm(shares.processes.stack(norm(x)).movedim(0, -1))
     sizes = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     if x.dtype == torch.float32 or not x.shape[-1] or ((sizes > 1e-140) & (sizes < 1e140)).all(): return sizes
     largest = x.abs().amax(-1, keepdim=True)
@@ -93,8 +97,9 @@ class Rows:
         rows: int = 32,  # to make room for at first
         home: Literal["device", "host", "disk"] = "device",  # of the rows
         folder: str | Path | None = None,  # for rows on disk; None: where temporary files go
+        shares: Shares | None = None,  # of the rows, of which this process has one; `n` is its length
     ):
-        self.n, self.capacity, self.m, self.home = n, capacity, 0, home
+        self.n, self.capacity, self.m, self.home, self.shares = n, capacity, 0, home, shares
         self.dtype, self.device = dtype, torch.device(device)
         self.far = home == "disk" or home == "host" and self.device.type != "cpu"
         self.file = FileRows(n, dtype, folder) if home == "disk" else None
@@ -156,10 +161,22 @@ class Basis(Rows):
     "Long vectors as rows. What a search does with them is done here, and so it is decided here where they live."
     def dot(self,
         w: Tensor,  # `(P,)`, or rows `(b, P)`
-    ) -> Tensor:  # `(m,)`, or `(b, m)`
+        others: Tensor | None = None,  # `(s, P)`, besides, for one vector
+    ) -> Tensor:  # `(m,)`, or `(b, m)`; with others `(m + s,)`
         "Inner products with all rows."
         dots = [part @ w[columns] if w.ndim == 1 else w[:, columns] @ part.T for columns, part in self.blocks()]
-        return dots[0] if len(dots) == 1 else torch.stack(dots).sum(0)
+        dots = dots[0] if len(dots) == 1 else torch.stack(dots).sum(0)
+        return self.over(dots if others is None else torch.cat([dots, others @ w]))
+
+    def over(self, t: Tensor) -> Tensor:
+        "The sum over the processes, where each has a share of the rows."
+        return t if self.shares is None else self.shares.processes.add(t)
+
+    def inner(self, A: Tensor, B: Tensor) -> Tensor: return self.over(A @ B)  # of vectors that are no rows here
+    def norm(self, x: Tensor) -> Tensor: return norm(x, self.shares)
+    def largest(self, v: Tensor) -> Tensor: return v.abs().max() if self.shares is None else self.shares.largest(v)
+    def whole(self, V: Tensor) -> Tensor: return V if self.shares is None else self.shares.whole(V)  # `(k, P)`
+    def own(self, V: Tensor) -> Tensor: return V if self.shares is None else self.shares.own(V)  # the way back
 
     def subtract(self,
         w: Tensor,  # `(P,)`, or rows `(b, P)`

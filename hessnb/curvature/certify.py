@@ -27,7 +27,7 @@ def discrepancy(
     g = torch.randn(len(V), generator=generator, device=generator.device, dtype=torch.float64).cpu()
     mix = lambda c, rows: (c[None].to(V) @ rows.to(V))[0]
     expected = mix(g * ritz.theta, V) + mix(ritz.ends[:, ritz.index] @ g, search.krylov.pending)
-    size = norm(op.matvec(mix(g, V)) - expected).item()
+    size = norm(op.matvec(mix(g, V)) - expected, op.shares).item()
     return size if math.isfinite(size) else math.inf
 
 # %% ../../nbs/curvature/26_certify.ipynb #b36c7dbd
@@ -52,8 +52,9 @@ def check_together(
 def rayleigh(op: Operator, v: Tensor) -> tuple[Tensor, Tensor]:
     "Rayleigh quotient and residual norm of a vector, from one product; float64 scalars on the host."
     w, v = op.matvec(v).double(), v.double()
-    value = v @ w / (v @ v)
-    return value.cpu(), norm(w - value * v).cpu()
+    over = (lambda t: t) if op.shares is None else op.processes.add
+    value = over(v @ w) / over(v @ v)
+    return value.cpu(), norm(w - value * v, op.shares).cpu()
 
 def certify(
     search: Search,
@@ -65,7 +66,7 @@ def certify(
     "The wanted pairs with residuals that products have confirmed."
     ritz, eps = search.ritz, torch.finfo(op.dtype).eps
     values, V = ritz.theta.clone(), search.krylov.combine(ritz.S[:, ritz.index]).to(op.dtype)
-    V /= V.norm(dim=1, keepdim=True)
+    V /= (V.norm(dim=1) if op.shares is None else norm(V, op.shares).to(V))[:, None]
     added, unsure, n_checks = 0., torch.ones(len(V), dtype=torch.bool, device="cpu"), 0
     if op is search.op: added, unsure, n_checks = check_together(search, op, V, criterion(values, ritz.scale, tol, eps))
     residuals = ritz.estimates + added
@@ -78,6 +79,7 @@ def certify(
     converged = trusted(op, values, residuals, scale, tol, skew if op is search.op else 0.)
     stopped = "precision" if outcome.stopped == "converged" and not converged.all() else outcome.stopped
     n_certify = search.budget.used - outcome.n_matvecs + n_checks + int(unsure.sum())
+    V = search.krylov.basis.whole(V)
     return EigenPairs(values, V, residuals, converged, outcome.n_matvecs, n_certify, ritz.target.which, tol,
                       outcome.miss, stopped, n_single, skew / scale if scale and op is search.op else 0.,
                       verification(op))

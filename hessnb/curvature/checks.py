@@ -18,7 +18,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from numbers import Real
 from typing import Any
 
@@ -171,8 +171,9 @@ def isolated(fn: Callable) -> Callable:
     "`fn` of an objective (or of what has one) under `own_modes`, after a look at the mode of the model."
     @functools.wraps(fn)
     def call(self, *args, **kwargs):
-        check_mode(getattr(self, "objective", self).model)
-        with own_modes(): return fn(self, *args, **kwargs)
+        objective = getattr(self, "objective", self)
+        check_mode(objective.model)
+        with own_modes(), getattr(objective, "gathered", nullcontext)(): return fn(self, *args, **kwargs)
     return call
 
 # %% ../../nbs/curvature/01_checks.ipynb #2bdc6cc4

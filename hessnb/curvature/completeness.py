@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .basis import norm
 from .krylov import Subspace, require_finite
 
 # %% ../../nbs/curvature/22_completeness.ipynb #372d52c4
@@ -56,7 +55,7 @@ class Probe:
         self.along = space.small(0, len(self.pending))  # the a_j, `(j, s)`
         none = self.pending[:0]
         z = space.split(start, none)[1]
-        self.next = space.split(z / norm(z), none)[1]  # the next row, not of unit length
+        self.next = space.split(z / space.norm(z), none)[1]  # the next row, not of unit length
         self.T, self.log_beta, self.beta = space.small(0, 0), 0., 0.  # beta: norm of the last remainder
         self.miss, self.found = 1., False  # the bound on the probability of a miss, and whether the chain has one
         self.ended = False  # whether it has come to its end: what is left of a product is rounding
@@ -66,11 +65,11 @@ class Probe:
 
     def step(self) -> None:
         "One product: the chain is longer by a row, and `miss` and `found` say what it has seen."
-        space, z, pending, m = self.space, self.next / norm(self.next), self.pending, self.m
-        w, a = space.op.matvec(z), (pending @ z).double().cpu()
+        space, z, pending, m = self.space, self.next / self.space.norm(self.next), self.pending, self.m
+        w, a = space.op.matvec(z), space.inner(pending, z).double().cpu()
         space.store(z)
-        size, (h, rest) = norm(w), space.split(w + (self.E @ a).to(w) @ pending, pending[:0])
-        host = torch.cat([h.double(), torch.stack([norm(rest), size])]).cpu()
+        size, (h, rest) = space.norm(w), space.split(w + (self.E @ a).to(w) @ pending, pending[:0])
+        host = torch.cat([h.double(), torch.stack([space.norm(rest), size])]).cpu()
         require_finite(math.isfinite(host[-1].item()))
         space.scale, self.beta = max(space.scale, host[-1].item()), host[-2].item()
         self.along, self.next, column = torch.cat([self.along, a[None]]), rest, host[:-2]
@@ -82,7 +81,7 @@ class Probe:
 
     def judge(self) -> None:
         "Does a Ritz value of the chain lie beyond sigma, and if not, how likely is it that one was missed?"
-        theta, rounding = torch.linalg.eigvalsh(self.T), 4 * self.space.rounding
+        (theta,), rounding = self.space.agreed(torch.linalg.eigvalsh(self.T)), 4 * self.space.rounding
         self.found = bool((self.sign * (theta - self.sigma) >= 0).any())
         self.log_beta += math.log(max(self.beta, rounding, SMALLEST))
         self.miss = math.exp(max(-700, log_miss_probability(theta, self.log_beta, self.sigma, self.sign, self.n)))
@@ -112,15 +111,15 @@ class ShortProbe(Probe):
     ) -> tuple[Tensor, Tensor]:  # both `(P,)`
         "Products of the operator, and of its compression, with a row."
         w = self.space.op.matvec(z)
-        return w, w + (self.E @ (self.pending @ z).double().cpu()).to(w) @ self.pending
+        return w, w + (self.E @ self.space.inner(self.pending, z).double().cpu()).to(w) @ self.pending
 
     def step(self) -> None:
         "One product."
-        space, z, before = self.space, self.next / norm(self.next), self.beta
+        space, z, before = self.space, self.next / self.space.norm(self.next), self.beta
         w, inner = self.image(z)
         self.last = torch.cat([z[None], self.last[:1]])
-        size, (h, rest) = norm(w), space.split(inner, self.last)
-        host = torch.cat([h[self.m:].double(), torch.stack([norm(rest), size])]).cpu()
+        size, (h, rest) = space.norm(w), space.split(inner, self.last)
+        host = torch.cat([h[self.m:].double(), torch.stack([space.norm(rest), size])]).cpu()
         require_finite(math.isfinite(host[-1].item()))
         space.scale, self.beta, self.next = max(space.scale, host[-1].item()), host[-2].item(), rest
         self.T = torch.nn.functional.pad(self.T, (0, 1, 0, 1))
@@ -132,13 +131,13 @@ class ShortProbe(Probe):
         count: Callable[[], bool] = lambda: False,  # called after each product
     ) -> Tensor:  # `(P,)`
         "The Ritz vector beyond `sigma`, from a second run of the chain: one product fewer than the first."
-        mix = torch.linalg.eigh(self.sign * self.T).eigenvectors[:, -1].tolist()
-        z, last = self.first / norm(self.first), self.pending[:0]
+        mix = self.space.agreed(torch.linalg.eigh(self.sign * self.T).eigenvectors[:, -1])[0].tolist()
+        z, last = self.first / self.space.norm(self.first), self.pending[:0]
         out = mix[0] * z
         for weight in mix[1:]:
             last = torch.cat([z[None], last[:1]])
             rest = self.space.split(self.image(z)[1], last)[1]
-            z = rest / norm(rest)
+            z = rest / self.space.norm(rest)
             out += weight * z
             count()
         return out
@@ -154,11 +153,11 @@ def absorb(probe: Probe) -> None:
     for i, row in enumerate(rows):
         h, rest = space.split(row, ortho)
         R[:len(ortho), i] = h[space.m:].double().cpu()
-        left = norm(rest).item()
+        left = space.norm(rest).item()
         if left <= 100 * space.eps: continue
         _, rest = space.split(rest / left, ortho)
         R[len(ortho), i] = left
-        ortho = torch.cat([ortho, (rest / norm(rest))[None]])
+        ortho = torch.cat([ortho, (rest / space.norm(rest))[None]])
     shared = R[:len(ortho), shift:]  # components of the old pending rows along the new ones
     toward = -shared @ (E @ probe.along.T)
     if shift: toward[:, -1] += probe.beta * R[:len(ortho), 0]
@@ -183,8 +182,8 @@ def probe_block(
     "Log of the bound on the probability that an eigenvalue beyond `sigma` or below `-sigma` is missing."
     none = space.pending[:0]
     W = space.outside(space.outside(W, none), none)
-    Y, toward, logs = space.outside(space.multiply(W), none), (W @ space.pending.T).double().cpu(), []
+    Y, toward, logs = space.outside(space.multiply(W), none), space.inner(W, space.pending.T).double().cpu(), []
     for signed in (sigma, -sigma):
         E = schur_correction(values, ends, signed)
-        logs.append(log_escape_probability(norm(Y + (toward @ E).to(Y) @ space.pending), sigma))
+        logs.append(log_escape_probability(space.norm(Y + (toward @ E).to(Y) @ space.pending), sigma))
     return max(logs), Y

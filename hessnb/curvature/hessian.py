@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .at_rest import OfProcesses
 from .batches import first_examples
 from .checks import check_mode, own_modes
 from .derivatives import DeadEnd, Pullback, count_operations, custom_functions, no_second_derivative
@@ -22,7 +23,7 @@ from .objective import Objective
 from .verify import SelfChecking
 
 # %% ../../nbs/curvature/16_hessian.ipynb #b0400018
-class MicroBatchMaps(SelfChecking):
+class MicroBatchMaps(OfProcesses, SelfChecking):
     "A curvature matrix as a sum of linear maps, one for each micro-batch; a subclass says which."
     n_kept = 0  # examples whose share of the product is kept
 
@@ -51,14 +52,16 @@ class MicroBatchMaps(SelfChecking):
     def try_one(self) -> count_operations:
         "A product with one example, its operations counted."
         check_mode(self.objective.model)
-        one = self.map_of(0, *first_examples(*next(self.objective.micro_batches()), 1))
-        with count_operations() as counted: one(self.test_vector())
+        counted = count_operations()
+        for number, inputs, target in islice(self.numbered_batches(), 1):
+            one = self.map_of(number, *first_examples(inputs, target, 1))
+            with counted: one(self.test_vector())
         return counted
 
     def maps_to_keep(self) -> tuple[list[Callable[[Tensor], Tensor]], list[int]]:
         "The maps of the leading micro-batches that fit the budget, and the bytes that each keeps."
         maps, sizes, cost = [], [], self.objective.cost
-        for number, (inputs, target) in enumerate(self.objective.micro_batches()):
+        for number, inputs, target in self.numbered_batches():
             size = cost.fixed + len(target) * cost.per_example
             if sum(sizes) + size > self.memory_budget: break
             maps.append(self.map_of(number, inputs, target))
@@ -84,33 +87,35 @@ class CurvatureOperator(MicroBatchMaps):
         self.objective, self.leaves, self._single = objective, objective.leaves(), None
         self.memory_budget = objective.memory_budget if memory_budget is None else memory_budget
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        with own_modes(), beside(stream):
+        with own_modes(), beside(stream), objective.gathered():
             self.kept = FastSum([], self.test_vector, [], 0)
-            counted = self.try_one()
+            with objective.together(): counted = self.try_one()
             if verify: self.check()
-            maps, sizes = self.maps_to_keep()
+            with objective.together(): maps, sizes = self.maps_to_keep()
             self.kept = FastSum(maps, self.test_vector, sizes, counted.n * len(maps), product, counted.waits, stream)
+            self.rest()
 
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
         "What a product consists of: all that is kept, and one micro-batch after the other of the rest."
         self.objective.unchanged.check()
         yield (self.kept,)
-        if self.n_kept == self.objective.n_examples: return
+        if self.n_kept == self.objective.n_own: return
         check_mode(self.objective.model)
-        for number, batch in islice(enumerate(self.objective.micro_batches()), len(self.kept.maps), None):
-            yield (lambda v, micro_batch=(number, *batch): self.map_of(*micro_batch)(v),)
+        for batch in islice(self.numbered_batches(), len(self.kept.maps), None):
+            yield (lambda v, batch=batch: self.map_of(*batch)(v),)
 
     def complete(self, share: Tensor, V: Tensor) -> Tensor:  # shaped alike, `(P,)` or `(k, P)`
         "A product from the mean loss's share of it: with weight decay, of data that are what they were."
         self.objective.unchanged.check()
         return self.objective.with_decay(share, V)
 
-    def apply(self, v):
-        with own_modes(): return self.complete(self.objective.sum(lambda part: part(v), over=self._parts()), v)
+    def _sum(self, fn: Callable, V: Tensor) -> Tensor:
+        with own_modes(), self.at_hand(): return self.complete(self.objective.sum(fn, over=self._parts()), V)
+
+    def apply(self, v): return self._sum(lambda part: part(v), v)
 
     def apply_rows(self, V):
-        if self.n_kept < self.objective.n_examples: return super().apply_rows(V)
-        with own_modes(): return self.complete(self.objective.sum(lambda part: part.rows(V), over=self._parts()), V)
+        return self._sum(lambda part: part.rows(V), V) if self.all_kept else super().apply_rows(V)
 
     @property
     def product(self) -> str: return self.kept.product  # "auto" until the rule has chosen; then "graph" or "replay"
@@ -118,7 +123,7 @@ class CurvatureOperator(MicroBatchMaps):
     def expect(self, n): self.kept.expect(n)
 
     def in_single(self):
-        if self.n_kept < self.objective.n_examples: return None
+        if not self.all_kept or self.processes is not None: return None
         if self._single is None:
             with own_modes(): found = self.kept.rounded(self.memory_budget * 2 // 3)
             self._single = Single(self, *found) if found else False

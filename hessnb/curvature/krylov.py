@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .basis import Basis, norm
+from .basis import Basis
 from .batches import default_unpack
 from .checks import all_finite, own_modes
 from .entry import as_operator
@@ -33,9 +33,15 @@ _DRAWN = 2**24  # numbers drawn at a time
 
 def gaussian_rows(op: Operator, k: int, generator: torch.Generator) -> Tensor:  # `(k, P)`
     "Gaussian vectors, drawn in float64 on the generator's device, so that every precision starts from the same ones."
-    W = torch.empty(k, op.shape[0], dtype=op.dtype, device=op.device)
-    for part in W.view(-1).split(_DRAWN):
-        part.copy_(torch.randn(len(part), generator=generator, device=generator.device, dtype=torch.float64))
+    n, W = op.shape[0], torch.empty(k, op.length, dtype=op.dtype, device=op.device)
+    first = 0 if op.shares is None else op.shares.start
+    for start in range(0, k * n, _DRAWN):
+        size = min(_DRAWN, k * n - start)
+        drawn = torch.randn(size, generator=generator, device=generator.device, dtype=torch.float64)
+        for row in range(start // n, -(-(start + size) // n)):  # of each row, what lies in this share
+            at = row * n + first - start  # where that begins in what was drawn
+            a, b = max(at, 0), min(at + op.length, size)
+            if b > a: W[row, a - at:b - at] = drawn[a:b]
     return W
 
 # %% ../../nbs/curvature/21_krylov.ipynb #b9fe7174
@@ -48,8 +54,9 @@ class Subspace:
         home: Literal["device", "host", "disk"] = "device",  # of the multiplied rows
     ):
         n = op.shape[0]
-        self.op, self.basis = op, Basis(n, min(capacity, n), op.dtype, op.device, rows, home)  # the multiplied rows
-        self.pending = torch.empty(0, n, dtype=op.dtype, device=op.device)  # `(s, P)`
+        self.op = op
+        self.basis = Basis(op.length, min(capacity, n), op.dtype, op.device, rows, home, shares=op.shares)
+        self.pending = torch.empty(0, op.length, dtype=op.dtype, device=op.device)  # `(s, P)`
         self.projected = self.small(min(rows, capacity), min(rows, capacity))  # its upper left corner is G
         self.coupling = self.small(0, 0)  # B, `(s, m)`
         self.scale = 0.  # largest |Aq| so far: the norm of the operator, from below
@@ -90,19 +97,19 @@ class Subspace:
 
     def split(self, w: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         "Components of `w` along the multiplied rows and `others`, and what remains; by Gram-Schmidt, twice if need be."
-        h, size = 0, norm(w)
+        h, size = 0, self.norm(w)
         for _ in range(2):
-            along, beside = self.basis.dot(w), others @ w
-            h = h + torch.cat([along, beside])
+            dots = self.basis.dot(w, others)
+            h, along, beside = h + dots, dots[:self.m], dots[self.m:]
             w = self.basis.subtract(w, along)
             if len(others): w = torch.addmv(w, others.T, beside, alpha=-1)
-            if (norm(w) > .5 * size).item(): break
+            if (self.norm(w) > .5 * size).item(): break
         return h, w
 
     def outside(self, Y: Tensor, others: Tensor) -> Tensor:
         "What is left of rows `(b, P)` after projection on the multiplied rows and `others`."
         Y = self.basis.subtract(Y, self.basis.dot(Y))
-        return torch.addmm(Y, Y @ others.T, others, alpha=-1) if len(others) else Y
+        return torch.addmm(Y, self.inner(Y, others.T), others, alpha=-1) if len(others) else Y
 
     def multiply(self, V: Tensor) -> Tensor:
         "Products with rows `(b, P)`, one each; `ValueError` if one is not finite."
@@ -116,8 +123,15 @@ class Subspace:
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         "Ritz values `(m,)`, ascending, coefficients `(m, m)` (columns), remainders `(s, m)`; float64 on the host."
-        values, S = torch.linalg.eigh(self.G)
+        values, S = self.agreed(*torch.linalg.eigh(self.G))
         return values, S, self.coupling @ S
+
+    def norm(self, x: Tensor) -> Tensor: return self.basis.norm(x)
+    def inner(self, A: Tensor, B: Tensor) -> Tensor: return self.basis.inner(A, B)
+
+    def agreed(self, *small: Tensor) -> tuple[Tensor, ...]:
+        "Numbers that decisions hang on, as the first process has them."
+        return small if self.op.shares is None else tuple(map(self.op.processes.agreed, small))
 
     def combine(self, S: Tensor) -> Tensor:
         "Rows `(k, P)`: the combinations of multiplied rows with the columns of `S`, `(m, k)`."
@@ -130,14 +144,14 @@ class Krylov(Subspace):
         v: Tensor,  # `(P,)`, any length
     ) -> bool:
         "Orthogonalise `v` against all rows and make it pending; false if nothing of it is left or there is no room."
-        size = norm(v).item()
+        size = self.norm(v).item()
         if self.room <= 0 or size == 0: return False
-        if not 1e-30 < size < 1e30: v = v / v.abs().max()
-        _, rest = self.split(v / norm(v), self.pending)
-        left = norm(rest)
+        if not 1e-30 < size < 1e30: v = v / self.basis.largest(v)
+        _, rest = self.split(v / self.norm(v), self.pending)
+        left = self.norm(rest)
         if left <= 100 * self.eps: return False
         _, rest = self.split(rest / left, self.pending)
-        self.queue((rest / norm(rest))[None])
+        self.queue((rest / self.norm(rest))[None])
         return True
 
     def expand(self,
@@ -148,12 +162,12 @@ class Krylov(Subspace):
         q, known = self.pending[i], self.coupling[i]
         self.pending, self.coupling = (torch.cat([t[:i], t[i + 1:]]) for t in (self.pending, self.coupling))
         w = self.op.matvec(q)
-        alpha, size = q @ w, norm(w)
+        alpha, size = self.inner(q, w), self.norm(w)
         first = min(known.nonzero().flatten().tolist(), default=self.m)  # coupled row: in a chain, the last
         w = self.basis.subtract(w - alpha * q, known[first:].to(w), first)
         self.store(q)
         h, rest = self.split(w, self.pending)
-        host = torch.cat([h.double(), torch.stack([alpha.double(), norm(rest), size])]).cpu()  # waits for the device
+        host = torch.cat([h.double(), torch.stack([alpha.double(), self.norm(rest), size])]).cpu()  # the device is done
         alpha, beta, size = host[-3:].tolist()
         require_finite(math.isfinite(size))
         self.scale = max(self.scale, size)

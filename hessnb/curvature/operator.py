@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .checks import all_finite, own_modes
+from .processes import InShares
 
 # %% ../../nbs/curvature/10_operator.ipynb #c13521df
 @runtime_checkable
@@ -98,8 +99,7 @@ def product_rows(
     chunk: int = 256,  # rows of the identity multiplied at a time
 ) -> Tensor:  # `(P, P)`, one product a row, as they are
     "The P products with unit vectors; `ValueError` if they would take more than `max_bytes`."
-    n = op.shape[0]
-    size = n * n * torch.empty((), dtype=op.dtype).element_size()
+    n, size = op.shape[0], op.shape[0] ** 2 * op.dtype.itemsize
     if size > max_bytes:
         raise ValueError(f"a dense {n:,} x {n:,} matrix in {op.dtype} takes {size / 2**30:.1f} GiB, above max_bytes="
                          f"{max_bytes / 2**30:.3g} GiB: use top_eigenpairs, or raise max_bytes")
@@ -136,8 +136,7 @@ def dense_matrix(
     chunk: int = 256,  # rows of the identity multiplied at a time
 ) -> Tensor:  # `(P, P)`, made exactly symmetric
     "The matrix, from P products; `ValueError` if it does not fit, a warning if the products are not symmetric."
-    A = product_rows(op, max_bytes, chunk)
-    asymmetry = symmetrise(A, chunk)
+    asymmetry = symmetrise(A := product_rows(op, max_bytes, chunk), chunk)
     if asymmetry > coarse_asymmetry(A.dtype): warnings.warn(not_symmetric(asymmetry), stacklevel=3)
     return A
 
@@ -155,7 +154,7 @@ def scipy_view(op: "Operator"):  # scipy.sparse.linalg.LinearOperator
     return LinearOperator(op.shape, matvec=column, matmat=columns, rmatvec=column, rmatmat=columns, dtype=dtype)
 
 # %% ../../nbs/curvature/10_operator.ipynb #951dec59
-class Operator:
+class Operator(InShares):
     "A symmetric matrix that can be multiplied with: all that an algorithm may ask. A subclass says what `apply` does."
     noise = 0.  # relative error of a product, beyond rounding in its own dtype
     __array_ufunc__ = None  # NumPy's numbers leave multiplication to us
@@ -299,6 +298,7 @@ class Derived(Operator):
             if b.dtype != a.dtype: raise TypeError(f"operators in {a.dtype} and {b.dtype} cannot be added")
             if b.device != a.device: raise ValueError(f"operators on {a.device} and {b.device} cannot be added")
         super().__init__(n or a.shape[0], a.dtype, a.device)
+        self.processes = next((p.processes for p in self.parts if p.processes is not None), None)
 
     def expect(self, n):
         for part in self.parts: part.expect(n)

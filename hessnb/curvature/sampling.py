@@ -29,7 +29,7 @@ def groups(
     generator: torch.Generator,
 ) -> Iterator[tuple[int, int, Any, Tensor]]:  # group, number of the micro-batch, inputs, target
     "The examples of every micro-batch, dealt to the groups in random order."
-    turn = 0
+    turn = 0 if op.processes is None else op.processes.rank
     for number, (inputs, target) in enumerate(op.objective.micro_batches()):
         n = len(target)
         if not separable(inputs, n):
@@ -91,12 +91,17 @@ def sampling_error(
     if V.shape[1] != op.shape[0]:
         raise ValueError(f"the pairs are of {V.shape[1]:,} parameters and the operator is of {op.shape[0]:,}")
     host = dict(dtype=torch.float64, device="cpu")
-    shares, weights, outside = torch.zeros(n_groups, len(V), len(V), **host), torch.zeros(n_groups, **host), 0.
-    for group, number, inputs, target in groups(op, n_groups, generator or seeded("cpu")):
-        inside, beside, weight = _share(op, V, number, inputs, target)
-        shares[group] += inside
-        weights[group] += weight
-        outside = outside + beside
+    shares, weights = torch.zeros(n_groups, len(V), len(V), **host), torch.zeros(n_groups, **host)
+    def own():
+        beside = torch.zeros(len(V), **host)
+        for group, number, inputs, target in groups(op, n_groups, generator or seeded("cpu")):
+            inside, outside, weight = _share(op, V, number, inputs, target)
+            shares[group] += inside
+            weights[group] += weight
+            beside += outside
+        return shares, weights, beside
+    with op.objective.gathered(), op.at_hand():
+        shares, weights, outside = own() if op.processes is None else op.processes.total(own)
     used = weights > 0
     if used.sum() < 2: raise ValueError("there is one group of examples only: nothing is known of their spread")
     found = shares.sum(0).diagonal() + op.objective.weight_decay

@@ -153,10 +153,11 @@ def warn_of_unreached(objective: FunctionalModel, inputs: Any, target: Tensor) -
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         return {n for n, g in zip(leaves, grads, strict=True) if g is None}
     unreached = missed(*first_examples(inputs, target, 1))
-    for batch in objective.micro_batches() if unreached else ():
-        unreached &= missed(*batch)
-        if not unreached: return
-    if unreached:
-        check_not_cut_off(objective, first_examples(inputs, target, 1)[0])
+    with objective.together():
+        for batch in objective.micro_batches() if unreached else ():
+            unreached &= missed(*batch)
+            if not unreached: break
+        if unreached: check_not_cut_off(objective, first_examples(inputs, target, 1)[0])
+    if objective.in_all(unreached) and objective.leads:
         warnings.warn(f"the loss does not reach {[n for n in leaves if n in unreached][:5]}: their rows of the "
                       "gradient and the Hessian are zero", stacklevel=5)

@@ -143,7 +143,7 @@ def padding_rows(
         if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or module.padding_idx is None: continue
         name = names.get(id(module.weight))
         if name not in rows: continue
-        padded = torch.zeros_like(module.weight, dtype=torch.bool)
+        padded = torch.zeros(module.weight.shape, dtype=torch.bool, device=objective.device)
         padded[module.padding_idx] = True
         rows[name] = padded.reshape(-1)[::strides.get(name, 1)]
     return flatten(rows)
@@ -197,7 +197,7 @@ class Sample:
     ):
         self.objective = FunctionalModel.to(objective, dtype)
         self.loss_as_it_is, self.objective.loss = objective.loss, objective.loss.careful()
-        inputs, target = few(*next(objective.micro_batches()), n)
+        inputs, target = few(*objective.first(), n)
         self.inputs, self.target = self.objective.place((inputs, target))
         self.near = Near(self.loss(), list(self.objective.params.values()), fixed=padding_rows(objective))
         self.objective = self.objective.at(self.near.x)
@@ -377,7 +377,7 @@ class SelfChecking(Operator):
 
     def check(self) -> None:
         "Once for each kind of operator and precision, and for other parameters where products are rounded."
-        known, key, params = self.objective.verified, (type(self), self.dtype), self.objective.params
+        known, key, params = self.objective.verified, (type(self), self.dtype), self.objective.point
         if key not in known or known[key][0] is not params and self.dtype != torch.float64:
             known[key] = params, verify(self.objective, self.product_of, self.findings, self.apply)
         self.verified = known[key][1]

@@ -36,7 +36,7 @@ from .explorer import BoundaryExplorer
 from .layers import LayerExplorer
 from .sliders import EigenvectorSliders
 from .spectrum import SpectrumExplorer
-from .view import View, examples_or_missing, own_copy, words
+from .view import View, check_one_process, examples_or_missing, own_copy, words
 
 # %% ../../nbs/show/13_workbook.ipynb #434f3aaa
 class Findings:
@@ -53,6 +53,7 @@ class Findings:
         curvature: str = "hessian",
     ):
         if not models: raise ValueError("there is no model to explore")
+        for model in models.values(): check_one_process(model)
         self.models, self.data, self.loss = {str(name): model for name, model in models.items()}, data, loss
         self.options = {"params": params, "unpack": unpack}
         self.k, self.tol, self.curvature = k, tol, curvature
