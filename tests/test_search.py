@@ -256,5 +256,5 @@ def test_warnings_and_threads_are_left_alone(call, monkeypatch):
     "No filter of warnings is touched, and no bar is made, which would start a thread, by a call that shows none."
     def forbidden(*args, **kwargs): raise AssertionError("an effect on the process")
     for name in ("catch_warnings", "filterwarnings", "simplefilter"): monkeypatch.setattr(warnings, name, forbidden)
-    monkeypatch.setattr("hessnb.curvature.search.tqdm", forbidden)
+    monkeypatch.setattr("hessnb.curvature.budget.tqdm", forbidden)
     call(prescribed(VALUES))
