@@ -174,6 +174,13 @@ class Basis(Rows):
 
     def inner(self, A: Tensor, B: Tensor) -> Tensor: return self.over(A @ B)  # of vectors that are no rows here
     def norm(self, x: Tensor) -> Tensor: return norm(x, self.shares)
+
+    def along(self, q: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        "Inner product of two vectors, and the norm of the second."
+        if self.shares is None: return q @ w, norm(w)
+        dots, sizes = self.shares.processes.stack(torch.stack([(q @ w).double(), norm(w)])).T
+        return dots.sum().to(w), norm(sizes)
+
     def largest(self, v: Tensor) -> Tensor: return v.abs().max() if self.shares is None else self.shares.largest(v)
     def whole(self, V: Tensor) -> Tensor: return V if self.shares is None else self.shares.whole(V)  # `(k, P)`
     def own(self, V: Tensor) -> Tensor: return V if self.shares is None else self.shares.own(V)  # the way back

@@ -162,7 +162,7 @@ class Krylov(Subspace):
         q, known = self.pending[i], self.coupling[i]
         self.pending, self.coupling = (torch.cat([t[:i], t[i + 1:]]) for t in (self.pending, self.coupling))
         w = self.op.matvec(q)
-        alpha, size = self.inner(q, w), self.norm(w)
+        alpha, size = self.basis.along(q, w)
         first = min(known.nonzero().flatten().tolist(), default=self.m)  # coupled row: in a chain, the last
         w = self.basis.subtract(w - alpha * q, known[first:].to(w), first)
         self.store(q)
