@@ -26,6 +26,7 @@ from hessnb.boundary.alignment import align
 from hessnb.boundary.directions import resolve_measure
 from hessnb.curvature.entry import as_operator
 from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.layer_pairs import layer_eigenpairs
 from hessnb.curvature.layers import layer_mass
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.parts import OwnShare
@@ -96,7 +97,9 @@ def numbers(objective, k=3):
     )
 
 
-def layers(objective): return torch.zeros(())  # the spectra of the layers: layer_eigenpairs(objective, ...).values
+def layers(objective):
+    "The spectra of the layers."
+    return layer_eigenpairs(objective, 1, tol=1e-8, n_probes=2).values
 
 
 def everything(mesh):

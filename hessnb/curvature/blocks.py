@@ -9,6 +9,7 @@ __all__ = ['Part', 'GradientParts', 'BlockOperator', 'Linearisation', 'Blocks', 
 # %% ../../nbs/curvature/40_blocks.ipynb #b1b00003
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Part(Objective):
         names: Collection[str],  # of its parameters
     ):
         vars(self).update(vars(objective))
+        self.renew()
         self.whole, others = objective, {n: p for n, p in objective.params.items() if n not in names}
         self.params = {n: p for n, p in objective.params.items() if n in names}
         self.fixed = {**objective.fixed, **others}
@@ -49,9 +51,9 @@ class Part(Objective):
 
     def resized(self) -> "Part":
         "Micro-batches as large as what this part keeps allows; it keeps nothing of what lies before it."
-        inputs, target = next(self.micro_batches())
-        self.cost = measured_cost(self, inputs, target)
+        self.cost = measured_cost(self, *self.first())
         self.micro_batch_size = affordable_examples(self, self.cost)
+        if self.processes is not None: self.micro_batch_size = self.processes.least(self.micro_batch_size)
         return self
 
 # %% ../../nbs/curvature/40_blocks.ipynb #b1b00015
@@ -97,14 +99,15 @@ class BlockOperator(Operator):
         return self.objective.with_decay(share, V)
 
     def apply(self, v):
-        with own_modes(): return self.complete(self.kept(v), v)
+        with own_modes(): return self.complete(self.objective.sum(self.kept, over=[(v,)]), v)
 
     def apply_rows(self, V):
-        with own_modes(): return self.complete(self.kept.rows(V), V)
+        with own_modes(): return self.complete(self.objective.sum(self.kept.rows, over=[(V,)]), V)
 
     def expect(self, n): self.kept.expect(n)
 
     def in_single(self):
+        if self.objective.processes is not None: return None
         with own_modes(): found = self.kept.rounded(self.objective.memory_budget * 2 // 3)
         return Single(self, *found) if found else None
 
@@ -114,16 +117,18 @@ class Linearisation:
         check_mode(objective.model)
         self.objective, self.leaves, cost = objective, objective.leaves(), objective.cost
         self.stream = torch.cuda.Stream(objective.device) if objective.device.type == "cuda" else None
-        self.maps, self.sizes, self.fits = [], [], cost.per_example * objective.n_examples <= objective.memory_budget
-        with own_modes(), beside(self.stream):
+        self.maps, self.sizes, self.fits = [], [], cost.per_example * objective.n_own <= objective.memory_budget
+        self.one = None  # the map of one example; None: this process has none
+        with own_modes(), beside(self.stream), objective.together():
             for inputs, target in objective.micro_batches() if self.fits else ():
                 self.sizes.append(cost.fixed + len(target) * cost.per_example)
                 self.fits = sum(self.sizes) <= objective.memory_budget
                 if not self.fits: break
                 if not self.maps: self.one = self.map(*first_examples(inputs, target, 1))
                 self.maps.append(self.map(inputs, target))
-            if not self.fits: self.maps = []
-            else: self.n_operations = self._count(self.one, objective.n_params).n
+        self.fits = not objective.in_any(not self.fits)
+        with own_modes(), beside(self.stream): self.n_operations = self._count(self.one, objective.n_params).n
+        if not self.fits: self.maps = []
 
     def map(self, inputs: Any, target: Tensor) -> GradientParts:
         "The gradient of one micro-batch."
@@ -132,26 +137,29 @@ class Linearisation:
         parts = torch.autograd.grad(total, list(self.leaves.values()), **options)
         return GradientParts(dict(zip(self.leaves, parts)), self.leaves, self.objective.normaliser)
 
-    def _count(self, part: GradientParts, n: int) -> count_operations:
+    def _count(self, part: GradientParts | None, n: int) -> count_operations:
         "The operations of a product."
-        v = torch.ones(n, dtype=self.objective.dtype, device=self.objective.device)
-        with count_operations() as counted: part(v)
+        counted, v = count_operations(), torch.ones(n, dtype=self.objective.dtype, device=self.objective.device)
+        if part is not None:
+            with counted: part(v)
         return counted
 
     def block(self, names: Collection[str], verified: Any) -> BlockOperator:
         "The block of these parameters."
         part, maps = Part(self.objective, names), [each.of(names) for each in self.maps]
         with own_modes(), beside(self.stream):
-            counted = self._count(self.one.of(names), part.n_params)
+            counted = self._count(self.one and self.one.of(names), part.n_params)
             share = counted.n / max(self.n_operations, 1)
-            test = torch.linspace(-1, 1, part.n_params, dtype=part.dtype, device=part.device)
+            test = partial(torch.linspace, -1, 1, part.n_params, dtype=part.dtype, device=part.device)
             sizes = [round(share * size) for size in self.sizes]
             return BlockOperator(part, FastSum(maps, test, sizes, counted.n * len(maps), "auto", counted.waits,
                                                self.stream), verified)
 
     def matvec(self, v: Tensor) -> Tensor:  # `(P,)` -> `(P,)`
         "The product of the whole Hessian."
-        with own_modes(), beside(self.stream): return self.objective.with_decay(sum(each(v) for each in self.maps), v)
+        with own_modes(), beside(self.stream):
+            share = self.objective.sum(lambda each: each(v), over=[(each,) for each in self.maps])
+            return self.objective.with_decay(share, v)
 
 # %% ../../nbs/curvature/40_blocks.ipynb #b1b00022
 class Blocks:

@@ -25,7 +25,7 @@ from .verify import SelfChecking
 # %% ../../nbs/curvature/20_hessian.ipynb #b0400018
 class MicroBatchMaps(OfProcesses, SelfChecking):
     "A curvature matrix as a sum of linear maps, one for each micro-batch; a subclass says which."
-    n_kept = 0  # examples whose share of the product is kept
+    n_kept, all_kept = 0, False  # examples whose share of the product is kept; is that all of them?
 
     def linear_map(self,
         inputs: Any,  # of one micro-batch, on the device

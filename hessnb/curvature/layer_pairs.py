@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -174,8 +175,10 @@ def layer_eigenpairs(
     if n_probes == 1: raise ValueError("n_probes=1 has no standard error: choose 0, or 2 and more")
     check_request(k, k, which, tol)
     check_generator(generator)
-    with Meter(len(layers), progress) as meter:
-        blocks, found = Blocks(objective, curvature), {}
+    if objective.processes is not None: progress = objective.processes.heard(progress)
+    with ExitStack() as stack:
+        stack.enter_context(objective.gathered())
+        meter, blocks, found = stack.enter_context(Meter(len(layers), progress)), Blocks(objective, curvature), {}
         for name, names in layers.items():
             op = blocks.operator(names)
             options = dict(which=which, tol=tol, generator=generator, progress=meter.watch_block(name), **kwargs)
@@ -188,4 +191,5 @@ def layer_eigenpairs(
     if len(found) < len(layers):
         warnings.warn(f"the search was stopped: {len(found)} of {len(layers)} layers are in the result", stacklevel=2)
     layers = {name: layers[name] for name in found}
-    return describe(blocks, layers, tuple(found.values()), n_probes, fisher, generator)
+    with objective.gathered():
+        return describe(blocks, layers, tuple(found.values()), n_probes, fisher, generator)
