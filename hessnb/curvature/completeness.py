@@ -115,9 +115,10 @@ class ShortProbe(Probe):
 
     def step(self) -> None:
         "One product."
-        space, z, before = self.space, self.next / self.space.norm(self.next), self.beta
-        w, inner = self.image(z)
-        self.last = torch.cat([z[None], self.last[:1]])
+        space, before = self.space, self.beta
+        self.last = torch.cat([(self.next / space.norm(self.next))[None], self.last[:1]])
+        self.next = self.last[0]  # until there is another: nothing is held twice while a product runs
+        w, inner = self.image(self.next)
         size, (h, rest) = space.norm(w), space.split(inner, self.last)
         host = torch.cat([h[self.m:].double(), torch.stack([space.norm(rest), size])]).cpu()
         require_finite(math.isfinite(host[-1].item()))
