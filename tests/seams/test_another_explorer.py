@@ -62,7 +62,8 @@ def test_it_is_short_and_touches_nothing_private():
 def test_it_stands_in_a_tab_beside_ours(problem, tmp_path):
     with quiet():
         book = Workbook(*problem, k=3, explorers=[Level, *EXPLORERS], class_names=["a", "b"], background=False)
-    assert book.error.value == "" and book.tabs.titles == ("level", "sliders", "spectrum", "boundary", "numbers")
+    assert book.error.value == ""
+    assert book.tabs.titles == ("level", "sliders", "spectrum", "boundary", "layers", "numbers")
     level = book.explorers["level"]
     before, told = level.png(), level.readout.value
     level.slider.value = .9
