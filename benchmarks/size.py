@@ -28,7 +28,7 @@ SHAPES = ("2x128", "4x256", "6x384", "8x512", "12x768")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1048576"}  # glibc gives back what is free, so that what is held is seen
 SEQUENCES, LENGTH, VOCABULARY = 8, 64, 50257
 HEADER = ("shape", "parameters", "tokens", "flop_forward", "flop_product", "at_rest_mib", "training_step_mib",
-          "construction_mib", "product_mib", "search_mib", "seconds_product")
+          "construction_mib", "product_mib", "search_mib")
 
 
 class Block(nn.Module):
@@ -98,17 +98,14 @@ def measured(shape: str) -> list:
     construction, rest = memory.look(), round(memory.now() - memory.first)
     v = torch.randn(P)
     with FlopCounterMode(display=False) as product: op.matvec(v)
-    memory.look()
-    start = time.perf_counter()
-    op.matvec(v)
-    seconds, single = time.perf_counter() - start, memory.look()
+    single = memory.look()
     del v
     krylov = Krylov(op, 15, home="disk")
     krylov.add(torch.randn(P))
     memory.look()
     for _ in range(2): krylov.expand()
     return [shape, P, SEQUENCES * LENGTH, forward.get_total_flops(), product.get_total_flops(), rest, step,
-            construction, single, memory.look(), f"{seconds:.2f}"]
+            construction, single, memory.look()]
 
 
 def main() -> None:
