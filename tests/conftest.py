@@ -193,3 +193,16 @@ __all__ = [
     "seeded",
     "untouched",
 ]
+
+
+DEVICES = [pytest.param("pretended", marks=pytest.mark.pretended), pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def gpu(request):
+    "A device that is no host: a pretended one, and a GPU where there is one."
+    if request.param == "cuda":
+        yield torch.device("cuda", 0)
+        return
+    from fakegpu import DEVICE, fake_gpu
+    with fake_gpu(): yield DEVICE

@@ -159,18 +159,6 @@ def test_data_that_do_not_fit(examples):
     assert_close(*(layer_eigenpairs(o, 1, by=["5.*"], n_probes=2).values for o in (free, tight)))
 
 
-DEVICES = [pytest.param("pretended", marks=pytest.mark.pretended), pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(params=DEVICES)
-def gpu(request):
-    if request.param == "cuda":
-        yield torch.device("cuda", 0)
-        return
-    from fakegpu import DEVICE, fake_gpu
-    with fake_gpu(): yield DEVICE
-
-
 def test_on_another_device(gpu):
     loss = nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5]))
     here, there = (layer_eigenpairs(mlp().to(device), 3, by=["*.bias", "2.weight"], data=(X, Y), loss=loss)

@@ -36,18 +36,6 @@ def blob_images(n, n_classes=3):
 LOSS = nn.CrossEntropyLoss(weight=torch.tensor([1., 2., 5., .5]))
 
 
-DEVICES = [pytest.param("pretended", marks=pytest.mark.pretended), pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(params=DEVICES)
-def gpu(request):
-    if request.param == "cuda":
-        yield torch.device("cuda", 0)
-        return
-    from fakegpu import DEVICE, fake_gpu
-    with fake_gpu(): yield DEVICE
-
-
 def on(device, **kwargs): return Objective(mlp().to(device), BATCHES, LOSS, **kwargs)
 
 
