@@ -270,11 +270,16 @@ def examined(mesh):
 TASKS = dict(everything=everything, idle=idle, held=held, wrapped=wrapped, public=public, examined=examined)
 
 
-def main(tasks, out):
-    dist.init_process_group("gloo", timeout=timedelta(seconds=50))
+def run(tasks, out):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     if tasks == "dies": dies(mesh)
     torch.save({task: TASKS[task](mesh) for task in tasks.split(",")}, f"{out}.{dist.get_rank()}")
+
+
+def main(tasks, out):
+    dist.init_process_group("gloo", timeout=timedelta(seconds=50))
+    run(tasks, out)
+    gc.collect()  # a process group that something holds keeps its threads, and may abort the interpreter at its end
     dist.destroy_process_group()
 
 

@@ -1,8 +1,10 @@
 "Measures at size: nothing as large as N x N, C x P or a second basis is made, and what is left out is said."
+import gc
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +23,12 @@ from hessnb.boundary.examine import examine
 from hessnb.boundary.gradients import ReinforcingGradients, gradient_cosines
 from hessnb.boundary.structure import class_structure
 from hessnb.curvature.eigenpairs import dense_eigenpairs
+from hessnb.curvature.gauss_newton import GGNOperator
 from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.layer_pairs import layer_eigenpairs
 from hessnb.curvature.objective import Objective
+from hessnb.curvature.top import top_eigenpairs
+from hessnb.curvature.trace import trace
 
 GIB = 2**30
 
@@ -63,6 +69,28 @@ def trained(X, y, make, steps=60):
 N = 4000
 X, Y = points(N)
 SMALL = trained(X[:400], Y[:400], lambda: nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 3)))
+
+
+# --- freed at once ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("used", [
+    lambda o: HessianOperator(o), lambda o: HessianOperator(o, product="replay"),
+    lambda o: HessianOperator(o, memory_budget=0), lambda o: GGNOperator(o),
+    lambda o: top_eigenpairs(HessianOperator(o), 2, progress=False), lambda o: layer_eigenpairs(o, 1, progress=False),
+    lambda o: resolve_measure(HessianOperator(o), X[:60], k=4, max_pairs=8), lambda o: trace(HessianOperator(o)),
+    lambda o: o.to(torch.float32).at(o.theta.float() + .1).value(),
+], ids=["operator", "replay", "nothing kept", "gauss_newton", "search", "layers", "measure", "trace", "moved"])
+def test_what_is_dropped_is_freed_without_waiting_for_the_collector(used):
+    data = X[:60], Y[:60]
+    used(Objective(SMALL, data))  # what is imported at the first use leaves frames behind
+    gc.collect()
+    gc.disable()
+    try:
+        objective = Objective(SMALL, data)
+        alive = weakref.ref(objective)
+        used(objective)
+        del objective
+        assert alive() is None
+    finally: gc.enable()
 
 
 # --- many examples -----------------------------------------------------------------------------------

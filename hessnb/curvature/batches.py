@@ -16,6 +16,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -155,18 +156,20 @@ def map_tensors(
     tree: Any,
 ) -> Any:
     "`tree` with `fn` of every tensor, inside of objects too; the original stays as it is."
-    known: dict[int, Any] = {}
-    def one(a):
-        if isinstance(a, Tensor): return fn(a)
-        if isinstance(a, Whole): return Whole(one(b) for b in a)
-        if isinstance(a, (dict, list, tuple)): return tree_map(one, a)
-        if id(a) in known: return known[id(a)]
-        fields = _fields(a)
-        if not any(isinstance(leaf, Tensor) for _, leaf in named_leaves(fields)): return a
-        known[id(a)] = made = copy.copy(a)
-        for name, value in fields.items(): object.__setattr__(made, name, one(value))
-        return made
-    return tree_map(one, tree)
+    return tree_map(partial(_mapped, fn, {}), tree)
+
+def _mapped(fn: Callable[[Tensor], Tensor], known: dict[int, Any], a: Any) -> Any:
+    "What `map_tensors` makes of a part of the tree; a function in its own closure would keep `fn` alive."
+    one = partial(_mapped, fn, known)
+    if isinstance(a, Tensor): return fn(a)
+    if isinstance(a, Whole): return Whole(map(one, a))
+    if isinstance(a, (dict, list, tuple)): return tree_map(one, a)
+    if id(a) in known: return known[id(a)]
+    fields = _fields(a)
+    if not any(isinstance(leaf, Tensor) for _, leaf in named_leaves(fields)): return a
+    known[id(a)] = made = copy.copy(a)
+    for name, value in fields.items(): object.__setattr__(made, name, one(value))
+    return made
 
 # %% ../../nbs/curvature/07_batches.ipynb #828696b2
 _TARGET_KEYS = ("labels", "label", "targets", "target", "y", "label_ids")

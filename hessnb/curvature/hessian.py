@@ -7,6 +7,7 @@ __all__ = ['MicroBatchMaps', 'CurvatureOperator', 'HessianOperator']
 
 # %% ../../nbs/curvature/20_hessian.ipynb #aa2219ca
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -47,7 +48,10 @@ class MicroBatchMaps(OfProcesses, SelfChecking):
             names = custom_functions(self.objective.outputs(self.leaves, inputs))
             raise no_second_derivative(f"autograd.Function {names} (marked @once_differentiable)") from None
 
-    def test_vector(self) -> Tensor: return torch.linspace(-1, 1, self.shape[0], dtype=self.dtype, device=self.device)
+    @property
+    def test_vector(self) -> Callable[[], Tensor]:
+        "Makes a vector to try things with; it holds no operator, which would then outlive its last name."
+        return partial(torch.linspace, -1, 1, self.shape[0], dtype=self.dtype, device=self.device)
 
     def try_one(self) -> count_operations:
         "A product with one example, its operations counted."

@@ -21,11 +21,8 @@ def data():
     return X, X[:, :5].argmax(1)
 
 
-def main():
-    gpu = torch.cuda.is_available()
-    if gpu: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=10))
-    device = "cuda" if gpu else "cpu"
+def analyse(device):
+    "What every process runs; when it returns, nothing holds the process group, and that can end."
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     X, y = data()
     objective = Objective(network().to(device), (X, y), mesh=mesh)
@@ -34,7 +31,14 @@ def main():
     if dist.get_rank() == 0:  # every process has the results, and one of them says so
         print(f"{mesh.size()} processes, {objective.n_examples:,} examples, {objective.n_own:,} of them here")
         print(pairs.values.tolist(), total)
-    dist.destroy_process_group()
+
+
+def main():
+    gpu = torch.cuda.is_available()
+    if gpu: torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(minutes=10))
+    try: analyse("cuda" if gpu else "cpu")
+    finally: dist.destroy_process_group()
 
 
 if __name__ == "__main__": main()
