@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-WINGS = ("curvature", "boundary", "show", "training", "paper", "")  # "": the rooms at the top
+WINGS = ("curvature", "boundary", "training", "show", "paper", "")  # "": the rooms at the top
 MODULE_LINES, CELL_LINES = 400, 80  # above these a reason is wanted; the guide is 300 and 15
 DRAWING = {"matplotlib": ("show", "report"), "mpl_toolkits": ("show", "report"), "ipywidgets": ("show",),
            "anywidget": ("show",)}

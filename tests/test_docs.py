@@ -15,7 +15,7 @@ from conftest import HERE
 pytestmark = pytest.mark.slow
 DOCS = HERE.parent / ".ci/docs"
 NBS = HERE.parent / "nbs"
-WINGS = ("tutorials", "recipes", "curvature", "boundary", "show", "training", "paper")  # reading order
+WINGS = ("tutorials", "recipes", "curvature", "boundary", "training", "show", "paper")  # reading order
 TOP = ("names", "report", "cli", "main", "lab")
 NOTEBOOKS = [p.relative_to(NBS).with_suffix("").as_posix() for w in WINGS for p in sorted((NBS / w).glob("*.ipynb"))]
 NOTEBOOKS += [name for name in TOP if (NBS / f"{name}.ipynb").exists()]

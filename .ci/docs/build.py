@@ -19,8 +19,8 @@ sys.path.insert(0, str(root))
 WINGS = {  # reading order of the folders, each with its caption; "": the notebooks at the top
     "curvature": "Curvature: how does the loss curve?",
     "boundary": "Boundary: where does the network change its mind?",
-    "show": "Show: what does it look like?",
     "training": "Training: how does it change while the network learns?",
+    "show": "Show: what does it look like?",
     "paper": "Paper: the experiments",
     "": "Use: names, report, command, workbook",
 }
