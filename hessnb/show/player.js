@@ -9,7 +9,7 @@ const STYLE = `
 .hessnb-bar output { min-width: 90px; font-variant-numeric: tabular-nums; }
 .hessnb-runs { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: flex-start; }
 .hessnb-run { min-width: 0; max-width: 100%; }
-.hessnb-run.hessnb-alone { display: flex; flex-wrap: wrap; gap: 6px 16px; }
+.hessnb-run.hessnb-alone { display: flex; flex-wrap: wrap; gap: 6px 16px; align-items: flex-start; }
 .hessnb-box { position: relative; max-width: 100%; background: #fff; overflow: hidden; }
 .hessnb-box img { display: block; width: 100%; height: auto; margin: 0; max-width: none; user-select: none; }
 .hessnb-box .hessnb-frame { position: absolute; inset: 0; width: 100%; height: 100%; }
@@ -22,7 +22,7 @@ const STYLE = `
 .hessnb-player th, .hessnb-player td { text-align: left; vertical-align: top; padding: 1px 12px 1px 0;
   font-size: 14px; }
 .hessnb-player th { font-weight: normal; opacity: .7; }
-.hessnb-player .hessnb-readout { max-width: 100%; overflow-x: auto; }
+.hessnb-player .hessnb-readout { flex: 1 1 320px; min-width: 0; max-width: 100%; overflow-x: auto; }
 .hessnb-player p { margin: 6px 0; font-size: 13px; opacity: .8; }`;
 
 function player(model, el) {
@@ -117,7 +117,7 @@ function player(model, el) {
     root.dataset.index = i;
   };
   const show = async () => {
-    const i = model.get("index"), mine = ++asked;
+    const i = model.get("value"), mine = ++asked;
     const images = await Promise.all(runs.map((parts) => frameOf(parts, i)));
     if (mine < painted) return;  // a later one was faster
     painted = mine;
@@ -125,18 +125,18 @@ function player(model, el) {
   };
   const go = (i) => {
     const to = Math.min(last, Math.max(0, i));
-    if (to === model.get("index")) return;
-    model.set("index", to);  // heard by `show`
+    if (to === model.get("value")) return;
+    model.set("value", to);  // heard by `show`
     model.save_changes();
   };
   const pause = () => { clearInterval(timer); timer = null; button.textContent = "▶ Play"; };
   const play = () => {
     if (timer !== null) return pause();
-    if (model.get("index") === last) go(0);
+    if (model.get("value") === last) go(0);
     button.textContent = "❚❚ Pause";
     timer = setInterval(() => {
-      if (model.get("index") === last || !root.isConnected) pause();
-      else go(model.get("index") + 1);
+      if (model.get("value") === last || !root.isConnected) pause();
+      else go(model.get("value") + 1);
     }, Math.min(600, Math.max(60, 15000 / (last + 1))));
   };
   const moves = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10,
@@ -144,7 +144,7 @@ function player(model, el) {
   const press = (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented) return;
     if (e.key === " " && e.target !== button) play();
-    else if (e.key in moves) { pause(); go(model.get("index") + moves[e.key]); }
+    else if (e.key in moves) { pause(); go(model.get("value") + moves[e.key]); }
     else return;
     e.preventDefault();
     e.stopPropagation();
@@ -162,11 +162,11 @@ function player(model, el) {
   slider.addEventListener("input", () => { pause(); go(Number(slider.value)); });
   button.addEventListener("click", play);
   root.addEventListener("keydown", press);
-  model.on("change:index", show);
+  model.on("change:value", show);
   show();
   const stop = () => {
     pause();
-    model.off("change:index", show);
+    model.off("change:value", show);
     for (const url of made.values()) URL.revokeObjectURL(url);
   };
   return { press, stop };
