@@ -357,15 +357,18 @@ class FunctionalModel(HeldModel):
         return other
 
     @own_modes()
-    def at(self, theta: Tensor) -> "FunctionalModel":  # `(P,)`
+    def at(self,
+        theta: Tensor,  # `(P,)`
+        others: Mapping[str, Tensor] | None = None,  # buffers and parameters that are not chosen; None: as they are
+    ) -> "FunctionalModel":
         "The same at other parameters; the model is not changed."
         other = copy.copy(self)
         other.params = other._chosen = {n: p.detach().clone() for n, p in self.named(theta).items()}
+        if others is None: return other
+        other._others = {n: others[n].detach().clone() for n in self._others}
+        check_finite([*other._others.values()], "model parameters and buffers")
+        other.fixed = {n: self.place(t) for n, t in other._others.items()}
         return other
-
-def _cloned(t: Tensor) -> Tensor: return t.clone()
-
-def _changed(t: Tensor, was: Tensor) -> bool: return not torch.equal(t, was)  # not by version: `.data` has none
 
 # %% ../../nbs/curvature/08_model.ipynb #e03d8654
 def observe_some(model: FunctionalModel, inputs: Any) -> None:
@@ -379,3 +382,7 @@ def observe_some(model: FunctionalModel, inputs: Any) -> None:
     raise ValueError(f"the model takes a batch, but not two examples cut out of it ({cause}): does the first dimension "
                      "of its inputs count the examples? Single rows need a loader that makes batches of them; a graph, "
                      "which is never to be cut, is given by unpack=, as Whole((x, edges))") from cause
+
+def _cloned(t: Tensor) -> Tensor: return t.clone()
+
+def _changed(t: Tensor, was: Tensor) -> bool: return not torch.equal(t, was)  # not by version: `.data` has none
