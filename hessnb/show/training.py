@@ -127,7 +127,7 @@ def draw_spectrum(ax: Axes, records: Table, look: Look) -> None:
     for i in range(values.shape[1]):
         said = (largest, "the following")[i] if i < 2 else "_"
         color = look.color or ("#D55E00" if i == 0 else "#0072B2")
-        bars = None if errors is None else errors[:, i]
+        bars = None if errors is None or look.name and i else errors[:, i]  # of several runs the largest only
         draw_line(ax, steps, values[:, i], errors=bars, color=color, lw=1.6 if i == 0 else .9,
                   alpha=max(.35, 1 - .12 * i), label=look.label(said, i == 0))
         if found is not None and (bad := found[:, i] == 0).any():
@@ -218,7 +218,7 @@ PANELS = (
     _line("trace", "trace", error="trace_error"),
     _line("outliers", "outliers"),
     _line("complexity", "boundary\ndirections"),
-    _line("margin", "margin"),
+    _line("margin", "margin\n(input units)"),
     _line("margins", "quantiles of\nthe margin"),
     _line("angles", "angle to the\nspace before (°)", factor=180 / np.pi, limits=(0, 92)),
     _line("gradient", "gradient in the\ntop space", said=first_and_others, total="all together",
