@@ -291,12 +291,13 @@ class TestExplorer:
 
 class TestPage:
     def test_it_holds_everything(self, rich, plain, tmp_path):
-        explorer = TrainingExplorer(rich, plain, names=["FILM <b>", "SCRIPT"])
+        explorer = TrainingExplorer(rich, plain, names=["FILM </script>", "SCRIPT"])
         path = explorer.save_page(tmp_path / "p.html", title="TITLE </title> & SCRIPT")
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"(src|href)\s*=|https?:|@import|\burl\(", text)
         data = json.loads(re.search(r'id="film">(.*?)</script>', text, re.S)[1])
-        assert data["runs"][0]["name"] == "FILM <b>" and "<title>TITLE &lt;/title&gt; &amp; SCRIPT</title>" in text
+        assert data["runs"][0]["name"] == "FILM </script>"
+        assert "<title>TITLE &lt;/title&gt; &amp; SCRIPT</title>" in text
         assert data["steps"] == explorer.steps and len(data["pngs"]) == len(explorer.film.pngs)
         assert data | {"pngs": 0} == json.loads(json.dumps(explorer.film.data | {"pngs": 0}))
         with pytest.raises(FileNotFoundError): explorer.save_page(tmp_path / "no" / "p.html")
@@ -324,6 +325,9 @@ def test_readings_of_what_failed():
     record = Record(0, {"loss": math.nan, "sharpness": 2., "threshold": math.nan}, {})
     assert rows["loss"](record) == "not defined" and rows["sharpness (of the edge)"](record) == "2"
     assert rows["eigenvalues"](record) == "not measured"
+    odd = Record(0, {}, {"gradient": torch.tensor([math.nan, .5]), "angles": torch.tensor([0., math.pi / 4])})
+    told = readings([records_of([({}, odd.arrays)])])
+    assert told["gradient in the top space"](odd) == "not defined" and told["turn of the top space"](odd) == "45.0°"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(column(records_of([({}, {})]), "loss")[0]) == 0

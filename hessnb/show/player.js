@@ -51,6 +51,7 @@ function player(model, el) {
 
   const root = add(el, "div", "hessnb-player");
   root.tabIndex = 0;
+  root.setAttribute("role", "group");
   root.setAttribute("aria-label", "training, step by step: arrow keys move, space plays");
   add(root, "style", "", STYLE);
   const bar = add(root, "div", "hessnb-bar"), button = add(bar, "button", "hessnb-play", "▶ Play");

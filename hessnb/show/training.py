@@ -169,7 +169,7 @@ def first_and_others(records: Table, i: int) -> str:
 def class_label(records: Table, c: int) -> str:
     "What a class is called."
     names = getattr(records, "about", {}).get("classes")
-    return label_text(names[c] if isinstance(names, list) and c < len(names) else c, 20)
+    return label_text(names[c] if isinstance(names, (list, tuple)) and c < len(names) else c, 20)
 
 def draw_shares(ax: Axes, records: Table, look: Look, *, most: int = 7) -> None:
     "In which layers the first eigenvector lives, stacked; small layers together."
@@ -177,7 +177,8 @@ def draw_shares(ax: Axes, records: Table, look: Look, *, most: int = 7) -> None:
     steps, shares = np.array([step for step, _ in found]), np.nan_to_num(np.stack([row for _, row in found]))
     kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST)).round().astype(int))
     steps, shares = steps[kept], shares[kept]
-    names = getattr(records, "about", {}).get("layers") or [f"layer {j + 1}" for j in range(shares.shape[1])]
+    names = getattr(records, "about", {}).get("layers") or ()
+    if len(names) != shares.shape[1]: names = [f"layer {j + 1}" for j in range(shares.shape[1])]
     large = sorted(np.argsort(-shares.mean(0))[:most].tolist())
     rest = 1 - shares[:, large].sum(1)
     rows, said = [shares[:, j] for j in large], [label_text(names[j], 20) for j in large]
@@ -321,12 +322,13 @@ def plot_training(
     return figure
 
 # %% ../../nbs/show/13_training.ipynb #b1161a3a
-def _number(name: str, form: str = ".4g") -> Callable[[Record], str]:
+def _said(value: float, form: str = ".4g") -> str:
     "A number as text."
-    def text(r: Record) -> str:
-        value = r.numbers[name]
-        return "not defined" if math.isnan(value) else format(value, form)
-    return text
+    return "not defined" if math.isnan(value) else format(value, form)
+
+def _number(name: str, form: str = ".4g") -> Callable[[Record], str]:
+    "The text of one number of a record."
+    return lambda r: _said(r.numbers[name], form)
 
 def _sharpness(r: Record) -> str:
     "The largest eigenvalue, and how near it is to the edge of stability."
@@ -348,8 +350,8 @@ READINGS: dict[str, tuple[str, Callable[[Record], str]]] = {  # what it is calle
     "sharpness (of the edge)": ("sharpness", _sharpness),
     "batch sharpness": ("batch_sharpness", _number("batch_sharpness")),
     "eigenvalues": ("values", _values),
-    "gradient in the top space": ("gradient", lambda r: f"{r.arrays['gradient'].sum():.1%}"),
-    "turn of the top space": ("angles", lambda r: f"{r.arrays['angles'].max().rad2deg():.1f}°"),
+    "gradient in the top space": ("gradient", lambda r: _said(r.arrays["gradient"].sum().item(), ".1%")),
+    "turn of the top space": ("angles", lambda r: _said(r.arrays["angles"].rad2deg().max().item(), ".1f") + "°"),
     "trace": ("trace", _number("trace")),
     "outliers": ("outliers", _number("outliers")),
     "boundary directions": ("complexity", _number("complexity", ".1f")),

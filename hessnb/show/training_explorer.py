@@ -125,7 +125,7 @@ def draw_plane(
     names, most = about.get("classes"), max(n_classes, int(points[:, 2].max(initial=-1)) + 1)
     for c in range(most):
         own = points[points[:, 2] == c]
-        label = label_text(names[c] if isinstance(names, list) and c < len(names) else c, 14)
+        label = label_text(names[c] if isinstance(names, (list, tuple)) and c < len(names) else c, 14)
         ax.scatter(own[:, 0], own[:, 1], s=16, marker=class_marker(c), color=class_color(c), edgecolors="k",
                    linewidths=.4, label=label)
     x0, x1, y0, y1 = about.get("frame_box") or (0, 1, 0, 1)
@@ -217,7 +217,7 @@ class Film:
             about = getattr(records, "about", {})
             names, found = about.get("classes"), {int(c) for r in shown if "frame" in r.arrays
                                                   for c in r.arrays["frame"].unique()} - {255}
-            C = max(len(names) if isinstance(names, list) else 0, max(found, default=0) + 1)
+            C = max(len(names) if isinstance(names, (list, tuple)) else 0, max(found, default=0) + 1)
             plane = draw_plane(about, C, name if len(self.runs) > 1 else "", self.size)
             part["plane"] = {"png": self.add(plane.png(hole=True)), "width": self.size[0],
                              "box": plane.shares(plane.axes[0])}
