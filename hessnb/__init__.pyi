@@ -35,6 +35,8 @@ from .show.sliders import EigenvectorSliders as EigenvectorSliders
 from .show.spectrum import SpectrumExplorer as SpectrumExplorer
 from .show.explorer import BoundaryExplorer as BoundaryExplorer
 from .show.comparer import MinimaComparer as MinimaComparer
+from .show.training import plot_training as plot_training
+from .show.training_explorer import TrainingExplorer as TrainingExplorer
 from .show.workbook import Workbook as Workbook
 
 __version__: str

@@ -3,16 +3,14 @@ import json
 import os
 import time
 
-import numpy as np
 import pytest
 
 from hessnb.lab import START, copy_tutorials
 
 from .test_widgets import SETUP
-from .timing import timings
+from .timing import RESULTS, record, timings
 
 pytestmark = pytest.mark.slow
-RESULTS = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,13 +18,6 @@ def written():
     yield
     path = os.environ.get("HESSNB_LATENCY")
     if path: open(path, "w").write(json.dumps(RESULTS, indent=1))
-
-
-def record(name, times):
-    median, p95 = np.percentile(times, [50, 95])
-    RESULTS[name] = {"median_ms": round(float(median), 1), "p95_ms": round(float(p95), 1), "n": len(times)}
-    print(name, RESULTS[name])
-    return RESULTS[name]
 
 
 def drag(lab, name):

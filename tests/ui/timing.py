@@ -4,6 +4,15 @@ import time
 
 import numpy as np
 
+RESULTS = {}
+
+
+def record(name, times):
+    median, p95 = np.percentile(times, [50, 95])
+    RESULTS[name] = {"median_ms": round(float(median), 1), "p95_ms": round(float(p95), 1), "n": len(times)}
+    print(name, RESULTS[name])
+    return RESULTS[name]
+
 
 def timings(lab, name, press, n, settle=.15):
     "Milliseconds from each of `n` key presses to the painted picture."
