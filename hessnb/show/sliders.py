@@ -198,7 +198,8 @@ class EigenvectorSliders(AmountSliders):
         "Move the sliders to the state, and draw the network there."
         super().refresh()
         there, start = self.network.at(self.amounts), self.network.start
-        moved = ", ".join(f"{a:+.2f} $v_{i + 1}$" for i, a in enumerate(self.amounts) if a)
+        parts = [f"{a:+.2f} $v_{i + 1}$" for i, a in enumerate(self.amounts) if a]
+        moved = ", ".join(parts) if len(parts) <= 5 else f"{len(parts)} amounts"
         title, lines = (f"moved by {moved}; dashed: as trained", self.reference) if moved else ("as trained", ())
         self.picture.value = self.canvas.draw_classes(there.scores, reference=lines, title=title)
         loss, accuracy, expected = there.figures.loss, there.figures.accuracy, self.network.expected_loss(self.amounts)
