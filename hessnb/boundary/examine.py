@@ -186,14 +186,14 @@ def or_missing(
 
 # %% ../../nbs/boundary/17_examine.ipynb #d999b577
 def _spectrum(
-    op: CurvatureOperator, X: Any, k: int, pairs: str | int, tol: float, max_matvecs: int, **search,
+    op: CurvatureOperator, X: Any, k: int, pairs: str | int, tol: float, max_matvecs: int | None, **search,
 ) -> tuple[ResolvedMeasure, EigenPairs, float]:
     "Eigenpairs until the effective directions are known; the `k` largest, and the most negative eigenvalue."
     n, most = (k, max(400, k)) if pairs == "auto" else (pairs, pairs)
     rows = (search["basis_bytes"] or 2**62) // (op.shape[0] * op.dtype.itemsize)  # that fit
     if pairs == "auto" and rows < n + 12: n = most = max(3, rows - 12)  # they stay beside the largest
-    resolved = resolve_measure(op, X, k=n, max_pairs=most, tol=tol, max_matvecs=max_matvecs, **search)
-    return resolved, *_both_ends(op, resolved.pairs, k, **search)
+    resolved = resolve_measure(op, X, k=n, max_pairs=most, tol=tol, max_matvecs=max_matvecs or 1500, **search)
+    return resolved, *_both_ends(op, resolved.pairs, k, max_matvecs=max_matvecs, **search)
 
 def _ends(op: CurvatureOperator, k: int, **search) -> tuple[EigenPairs, float]:
     "The `k` largest eigenpairs and the most negative eigenvalue."
@@ -221,7 +221,7 @@ def examine(
     k: int = 25,  # largest eigenpairs, at most as many as there are parameters
     pairs: Literal["auto"] | int = "auto",  # eigenpairs for the effective directions: as many as it takes, or a number
     tol: float = .05,  # for "auto": relative width of the bounds that is enough
-    max_matvecs: int = 1500,  # for "auto": budget of products
+    max_matvecs: int | None = None,  # products for each search; None: 1500 for "auto", `top_eigenpairs`' own else
     basis_bytes: int | None = 2**31,  # memory for the basis of a search, as in `top_eigenpairs`; beyond it a file
     n_candidates: int = 10,  # examples whose distance to the boundary is searched
     box: tuple[float, float] | None = None,  # range of the inputs, for the margin
@@ -240,7 +240,7 @@ def examine(
     missing, no_margin = without_classes(objective, X), without_margin(objective, X)
     search = dict(basis_bytes=basis_bytes, progress=progress)
     if missing is None: resolved, top, negative = _spectrum(op, X, k, pairs, tol, max_matvecs, **search)
-    else: resolved, (top, negative) = missing, _ends(op, k, **search)
+    else: resolved, (top, negative) = missing, _ends(op, k, max_matvecs=max_matvecs, **search)
     outliers = or_missing(lambda: count_outliers(top.values, negative=negative), ValueError)
     leading = max(1, min(outliers.count, k)) if outliers else 1
     sampling = or_missing(lambda: sampling_error(op, subset(top, torch.arange(min(k, _FIRST)))), ValueError)

@@ -221,6 +221,12 @@ class Basis(Rows):
         for columns, part in self.slices(S.to(self.device, self.dtype)): self.put(columns, part)
         self.m = S.shape[1]
 
+    def drop(self) -> None:
+        "Give back all that the rows take; there are none afterwards."
+        self.m = 0
+        if self.file: self.file.file.close()
+        else: self.storage = self.storage[:0].clone()
+
     def release(self, k: int) -> Tensor:
         "The first `k` rows for the caller to keep; the storage itself where a copy would not be much smaller."
         if self.file: return self.file.read(0, k, slice(0, self.n)).to(self.device)

@@ -63,9 +63,10 @@ def certify(
     outcome: Outcome,
     n_single: int = 0,  # how many products so far were in single precision although `op` is not
 ) -> EigenPairs:
-    "The wanted pairs with residuals that products have confirmed."
+    "The wanted pairs with residuals that products have confirmed; the search ends here, and gives up its rows."
     ritz, eps = search.ritz, torch.finfo(op.dtype).eps
     values, V = ritz.theta.clone(), search.krylov.combine(ritz.S[:, ritz.index]).to(op.dtype)
+    search.krylov.basis.drop()  # the products to come take memory of their own
     V /= (V.norm(dim=1) if op.shares is None else norm(V, op.shares).to(V))[:, None]
     added, unsure, n_checks = 0., torch.ones(len(V), dtype=torch.bool, device="cpu"), 0
     if op is search.op: added, unsure, n_checks = check_together(search, op, V, criterion(values, ritz.scale, tol, eps))
