@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Live', 'Recorder', 'Tracker', 'track']
 
-# %% ../../nbs/training/03_track.ipynb #206a4e76
+# %% ../../nbs/training/03_track.ipynb #1091b720
 import copy
 import time
 import warnings
@@ -38,7 +38,7 @@ from hessnb.training.measures import (
 )
 from .records import Record, TrainingRecords
 
-# %% ../../nbs/training/03_track.ipynb #bae2421a
+# %% ../../nbs/training/03_track.ipynb #4aef6f3c
 def _own_copy(model: nn.Module) -> nn.Module:
     "A copy in evaluation mode; `TypeError` if there is none."
     results = [t for _, _, t in held_by(model)[1] if isinstance(t, Tensor) and not t.is_leaf]  # of a forward pass
@@ -88,7 +88,7 @@ class Live:
         keep_digits(found)
         return found
 
-# %% ../../nbs/training/03_track.ipynb #a53afe94
+# %% ../../nbs/training/03_track.ipynb #9c1c5088
 class Recorder:
     "Makes records of snapshots, and knows what they cost."
     def __init__(self,
@@ -164,7 +164,7 @@ class Recorder:
         pending, self._pending = self._pending, None
         self._deliver(pending.result())
 
-# %% ../../nbs/training/03_track.ipynb #1c4f1bc0
+# %% ../../nbs/training/03_track.ipynb #03a01152
 class Tracker(Recorder):
     "What is measured of a model while it is trained; made by `track`."
     every = 50  # steps
@@ -255,7 +255,7 @@ class Tracker(Recorder):
         failed = "".join(f"; no {name} {reason}" for name, reason in self.missing.items())
         return f"Tracker({n}, every {self.every:,}{skipped}, {self.share:.1%} of the training time{failed})"
 
-# %% ../../nbs/training/03_track.ipynb #c583ddce
+# %% ../../nbs/training/03_track.ipynb #17f57b15
 def track(
     model: nn.Module | Objective,  # the model that is trained, or an objective over it
     data: Any = None,  # what to look at, of a model: `(X, y)`, `Dataset` or loader that does not shuffle
