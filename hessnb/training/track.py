@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Live', 'Recorder', 'Tracker', 'track']
 
-# %% ../../nbs/training/03_track.ipynb #1091b720
+# %% ../../nbs/training/03_track.ipynb #cc991bc0
 import copy
 import time
 import warnings
@@ -38,7 +38,7 @@ from hessnb.training.measures import (
 )
 from .records import Record, TrainingRecords
 
-# %% ../../nbs/training/03_track.ipynb #4aef6f3c
+# %% ../../nbs/training/03_track.ipynb #6a76e480
 def _own_copy(model: nn.Module) -> nn.Module:
     "A copy in evaluation mode; `TypeError` if there is none."
     results = [t for _, _, t in held_by(model)[1] if isinstance(t, Tensor) and not t.is_leaf]  # of a forward pass
@@ -88,7 +88,7 @@ class Live:
         keep_digits(found)
         return found
 
-# %% ../../nbs/training/03_track.ipynb #9c1c5088
+# %% ../../nbs/training/03_track.ipynb #25ad45fe
 class Recorder:
     "Makes records of snapshots, and knows what they cost."
     def __init__(self,
@@ -141,8 +141,8 @@ class Recorder:
         cost = time.perf_counter() - began + copying
         seconds = self._earlier + time.perf_counter() - self._began
         self.records.append(Record(step, {"seconds": seconds, "cost": cost, **numbers}, arrays))
-        self._price = time.perf_counter() - began + copying  # with writing
-        self._spent += self._price
+        paid = time.perf_counter() - began + copying  # with writing
+        self._spent, self._price = self._spent + paid, max(self._price, paid)
         self.explain(reasons, f"at step {step:,}")
         return self.records[-1]
 
@@ -164,7 +164,7 @@ class Recorder:
         pending, self._pending = self._pending, None
         self._deliver(pending.result())
 
-# %% ../../nbs/training/03_track.ipynb #03a01152
+# %% ../../nbs/training/03_track.ipynb #80a47723
 class Tracker(Recorder):
     "What is measured of a model while it is trained; made by `track`."
     every = 50  # steps
@@ -255,7 +255,7 @@ class Tracker(Recorder):
         failed = "".join(f"; no {name} {reason}" for name, reason in self.missing.items())
         return f"Tracker({n}, every {self.every:,}{skipped}, {self.share:.1%} of the training time{failed})"
 
-# %% ../../nbs/training/03_track.ipynb #17f57b15
+# %% ../../nbs/training/03_track.ipynb #289c29b8
 def track(
     model: nn.Module | Objective,  # the model that is trained, or an objective over it
     data: Any = None,  # what to look at, of a model: `(X, y)`, `Dataset` or loader that does not shuffle
@@ -264,7 +264,7 @@ def track(
     every: int = 50,  # steps
     measures: Sequence[Measure | str] = DEFAULT,  # names of `MEASURES`, or your own
     folder: str | Path | None = None,  # of the records; a run that is there goes on
-    budget: float | None = None,  # share of the training time; None: without limit
+    budget: float | None = None,  # share of the training time, once the first record is paid; None: without limit
     background: bool = False,  # measure in a thread beside the training
     on_record: Callable[[Record], Any] | None = None,  # called with every record
     optimizer: torch.optim.Optimizer | None = None,  # whose learning rate is read; `watch` sets it, too
