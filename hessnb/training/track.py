@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Live', 'Recorder', 'Tracker', 'track']
 
-# %% ../../nbs/training/03_track.ipynb #63f262b6
+# %% ../../nbs/training/03_track.ipynb #cc991bc0
 import copy
 import time
 import warnings
@@ -24,7 +24,7 @@ from ..curvature.layers import group_params
 from ..curvature.model import tensors_of
 from ..curvature.objective import Objective, keep_digits
 from ..curvature.operator import whole
-from ..curvature.params import bare_model, flatten
+from ..curvature.params import bare_model, flatten, held_by
 from hessnb.training.measures import (
     DEFAULT,
     Descent,
@@ -38,13 +38,14 @@ from hessnb.training.measures import (
 )
 from .records import Record, TrainingRecords
 
-# %% ../../nbs/training/03_track.ipynb #3e0d4113
+# %% ../../nbs/training/03_track.ipynb #6a76e480
 def _own_copy(model: nn.Module) -> nn.Module:
     "A copy in evaluation mode; `TypeError` if there is none."
-    try: mine = copy.deepcopy(model)
+    results = [t for _, _, t in held_by(model)[1] if isinstance(t, Tensor) and not t.is_leaf]  # of a forward pass
+    try: mine = copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
     except Exception as e:
-        raise TypeError(f"{type(model).__name__} cannot be copied ({e}): call track before the first forward pass, or "
-                        "give an Objective over a model that can be copied") from e
+        raise TypeError(f"{type(model).__name__} cannot be copied ({e}), and tracking looks at a copy: leave out of "
+                        "the model what copy.deepcopy refuses") from e
     for m in mine.modules():  # a wrapped method is still that of the live model
         if hasattr(vars(m).get("forward"), "__wrapped__"): del m.forward
     return mine.eval()
@@ -87,7 +88,7 @@ class Live:
         keep_digits(found)
         return found
 
-# %% ../../nbs/training/03_track.ipynb #5fc60a5f
+# %% ../../nbs/training/03_track.ipynb #25ad45fe
 class Recorder:
     "Makes records of snapshots, and knows what they cost."
     def __init__(self,
@@ -140,8 +141,8 @@ class Recorder:
         cost = time.perf_counter() - began + copying
         seconds = self._earlier + time.perf_counter() - self._began
         self.records.append(Record(step, {"seconds": seconds, "cost": cost, **numbers}, arrays))
-        self._price = time.perf_counter() - began + copying  # with writing
-        self._spent += self._price
+        paid = time.perf_counter() - began + copying  # with writing
+        self._spent, self._price = self._spent + paid, max(self._price, paid)
         self.explain(reasons, f"at step {step:,}")
         return self.records[-1]
 
@@ -163,7 +164,7 @@ class Recorder:
         pending, self._pending = self._pending, None
         self._deliver(pending.result())
 
-# %% ../../nbs/training/03_track.ipynb #297adab3
+# %% ../../nbs/training/03_track.ipynb #80a47723
 class Tracker(Recorder):
     "What is measured of a model while it is trained; made by `track`."
     every = 50  # steps
@@ -254,7 +255,7 @@ class Tracker(Recorder):
         failed = "".join(f"; no {name} {reason}" for name, reason in self.missing.items())
         return f"Tracker({n}, every {self.every:,}{skipped}, {self.share:.1%} of the training time{failed})"
 
-# %% ../../nbs/training/03_track.ipynb #65c8ddd0
+# %% ../../nbs/training/03_track.ipynb #289c29b8
 def track(
     model: nn.Module | Objective,  # the model that is trained, or an objective over it
     data: Any = None,  # what to look at, of a model: `(X, y)`, `Dataset` or loader that does not shuffle
@@ -263,7 +264,7 @@ def track(
     every: int = 50,  # steps
     measures: Sequence[Measure | str] = DEFAULT,  # names of `MEASURES`, or your own
     folder: str | Path | None = None,  # of the records; a run that is there goes on
-    budget: float | None = None,  # share of the training time; None: without limit
+    budget: float | None = None,  # share of the training time, once the first record is paid; None: without limit
     background: bool = False,  # measure in a thread beside the training
     on_record: Callable[[Record], Any] | None = None,  # called with every record
     optimizer: torch.optim.Optimizer | None = None,  # whose learning rate is read; `watch` sets it, too
