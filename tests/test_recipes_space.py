@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.spatial.distance import jensenshannon
 from torch import nn
 from torch.testing import assert_close
 
@@ -183,3 +184,35 @@ def test_table_of_moves(balance):
             assert (now <= before + 1e-9).all()
             assert (of(part, "top", radius, "accuracy search") >= of(part, "none", 0., "accuracy search") - 1e-5).all()
             before = now
+
+
+# --- blocks -------------------------------------------------------------------------------------------
+def test_distances_of_densities():
+    "Those of SciPy; bins hold all the mass, the sign of an eigenvalue counts, and a smoothed density lies where it is."
+    script = loaded("layers_alike")
+    p, q = (randn(30, seed=i).exp() for i in (6, 7))
+    p, q = p / p.sum(), q / q.sum()
+    assert script.jensen_shannon(p, q) == pytest.approx(jensenshannon(p.numpy(), q.numpy(), 2))
+    assert script.jensen_shannon(p, p) == pytest.approx(0, abs=1e-6)
+    nodes, weights = torch.tensor([[-2., 0, 1e-12, .5, 2.]], dtype=F64), torch.tensor([[.1, .2, .1, .2, .4]], dtype=F64)
+    bins, n = script.shares(nodes, weights, 2.), len(script.EDGES)
+    assert bins.sum() == pytest.approx(1) and bins[n - 1] == pytest.approx(.3)
+    assert bins[0] == pytest.approx(.1) and bins[-1] == pytest.approx(.4)
+    assert_close(script.shares(-nodes, weights, 2.), bins.flip(0))
+    smooth = script.smoothed(nodes, weights, 2.)
+    assert (smooth * script.GRID).sum() == pytest.approx(.35, abs=1e-6)  # (-.1 2 + .2 .5 + .4 2) / 2
+
+
+def test_table_of_blocks():
+    "The largest eigenvalues of an encoder's blocks lie farther apart than a VGG's at the start, in every seed."
+    found = defaultdict(list)
+    for r in rows_of("layers_alike"):
+        kind = "floor" if r["block"] == r["other"] else "pairs"
+        found[r["network"], r["stage"], r["measure"], kind, r["seed"]].append(float(r["value"]))
+    seeds = sorted({key[-1] for key in found})
+    ratio = {n: [max(x) / min(x) for s in seeds for x in [found[n, "start", "largest", "pairs", s]]]
+             for n in ("vgg", "encoder", "encoder on digits")}
+    assert len(seeds) == 3 and min(ratio["encoder"] + ratio["encoder on digits"]) > 10 * max(ratio["vgg"])
+    mean = lambda n, kind: np.mean([found[n, "start", "linear shape", kind, s] for s in seeds])
+    assert mean("vgg", "floor") < mean("vgg", "pairs") < mean("encoder", "pairs")
+    assert [len(found["vgg", "start", "log", kind, "0"]) for kind in ("pairs", "floor")] == [15, 6]
