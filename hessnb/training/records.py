@@ -120,6 +120,7 @@ class Table(Sequence):
 # %% ../../nbs/training/01_records.ipynb #bf9fe4c7
 class TrainingRecords(Table):
     "The records of a run, in the order of their steps; on disk as they come, if there is a folder."
+    _lined = False  # has this process written all rows of the CSV?
     def __init__(self,
         folder: str | Path | None = None,  # made if it is not there; what it holds is read; None: in memory only
         about: Mapping[str, Any] | None = None,  # of the whole run, as JSON: names of layers and classes, ...
@@ -170,10 +171,11 @@ class TrainingRecords(Table):
     def _to_csv(self, whole: bool) -> None:
         "Bring the file up to date, by one line if its columns are still right."
         path, names = self.folder / "records.csv", ["step", *self.names]
-        if not whole and path.exists():
+        if not whole and self._lined and path.exists():
             with open(path, "r+", encoding="utf-8", newline="") as file:
                 if next(csv.reader(file), None) == names:
                     file.seek(0, io.SEEK_END)
                     file.write(_lines(self[-1:], names))
                     return
         with replacing(path) as file: file.write(self.to_csv().encode())
+        self._lined = True

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Live', 'Recorder', 'Tracker', 'track']
 
-# %% ../../nbs/training/03_track.ipynb #63f262b6
+# %% ../../nbs/training/03_track.ipynb #1091b720
 import copy
 import time
 import warnings
@@ -24,7 +24,7 @@ from ..curvature.layers import group_params
 from ..curvature.model import tensors_of
 from ..curvature.objective import Objective, keep_digits
 from ..curvature.operator import whole
-from ..curvature.params import bare_model, flatten
+from ..curvature.params import bare_model, flatten, held_by
 from hessnb.training.measures import (
     DEFAULT,
     Descent,
@@ -38,13 +38,14 @@ from hessnb.training.measures import (
 )
 from .records import Record, TrainingRecords
 
-# %% ../../nbs/training/03_track.ipynb #3e0d4113
+# %% ../../nbs/training/03_track.ipynb #4aef6f3c
 def _own_copy(model: nn.Module) -> nn.Module:
     "A copy in evaluation mode; `TypeError` if there is none."
-    try: mine = copy.deepcopy(model)
+    results = [t for _, _, t in held_by(model)[1] if isinstance(t, Tensor) and not t.is_leaf]  # of a forward pass
+    try: mine = copy.deepcopy(model, {id(t): t.detach().clone() for t in results})
     except Exception as e:
-        raise TypeError(f"{type(model).__name__} cannot be copied ({e}): call track before the first forward pass, or "
-                        "give an Objective over a model that can be copied") from e
+        raise TypeError(f"{type(model).__name__} cannot be copied ({e}), and tracking looks at a copy: leave out of "
+                        "the model what copy.deepcopy refuses") from e
     for m in mine.modules():  # a wrapped method is still that of the live model
         if hasattr(vars(m).get("forward"), "__wrapped__"): del m.forward
     return mine.eval()
@@ -87,7 +88,7 @@ class Live:
         keep_digits(found)
         return found
 
-# %% ../../nbs/training/03_track.ipynb #5fc60a5f
+# %% ../../nbs/training/03_track.ipynb #9c1c5088
 class Recorder:
     "Makes records of snapshots, and knows what they cost."
     def __init__(self,
@@ -163,7 +164,7 @@ class Recorder:
         pending, self._pending = self._pending, None
         self._deliver(pending.result())
 
-# %% ../../nbs/training/03_track.ipynb #297adab3
+# %% ../../nbs/training/03_track.ipynb #03a01152
 class Tracker(Recorder):
     "What is measured of a model while it is trained; made by `track`."
     every = 50  # steps
@@ -254,7 +255,7 @@ class Tracker(Recorder):
         failed = "".join(f"; no {name} {reason}" for name, reason in self.missing.items())
         return f"Tracker({n}, every {self.every:,}{skipped}, {self.share:.1%} of the training time{failed})"
 
-# %% ../../nbs/training/03_track.ipynb #65c8ddd0
+# %% ../../nbs/training/03_track.ipynb #17f57b15
 def track(
     model: nn.Module | Objective,  # the model that is trained, or an objective over it
     data: Any = None,  # what to look at, of a model: `(X, y)`, `Dataset` or loader that does not shuffle
