@@ -29,7 +29,6 @@ from .boundary.margin_profile import margin_profile as margin_profile
 from .boundary.probe import eigenvector_table as eigenvector_table
 from .boundary.examine import examine as examine
 from .boundary.compare import compare_minima as compare_minima
-from .training.records import TrainingRecords as TrainingRecords
 from .training.track import track as track
 from .show.sliders import EigenvectorSliders as EigenvectorSliders
 from .show.spectrum import SpectrumExplorer as SpectrumExplorer

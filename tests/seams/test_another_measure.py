@@ -4,8 +4,9 @@ import math
 import pytest
 
 from conftest import blobs, mlp
-from hessnb import TrainingRecords, track
+from hessnb import track
 from hessnb.training.measures import DEFAULT, Measure
+from hessnb.training.records import TrainingRecords
 
 NORM = Measure("norm", "norm", "L2 norm of the parameters", lambda s: s.objective.theta.norm())
 LARGEST = Measure("largest", "largest", "largest entry of v1", lambda s: s.pairs.vectors[0].abs().max())
