@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from conftest import HERE, blobs, build, mlp, quiet, randn, untouched
-from hessnb import HessianOperator, Objective, dense_eigenpairs
+from hessnb import HessianOperator, Objective, dense_eigenpairs, top_eigenpairs
 from hessnb.training.measures import (
     DEFAULT,
     MEASURES,
@@ -286,6 +286,22 @@ def test_warm_starts_and_one_check_of_the_derivatives(monkeypatch):
         tracker.step(i)
     assert len(checked) == 1 and len(started) == 4
     assert started[0] is None and all(b is not None for b in started[1:])
+
+
+def test_what_warm_starts_save_is_counted():
+    model = build(lambda: nn.Sequential(nn.Linear(2, 24), nn.Tanh(), nn.Linear(24, 3)))
+    tracker, takes = track(model, (X.double(), Y), k=1, every=1, tol=1e-2, measures=("values", "n_cold")), []
+    for _ in range(4):
+        tracker.step()
+        op = HessianOperator(Objective(copy.deepcopy(model), (X.double(), Y)), verify=False)
+        cold = top_eigenpairs(op, 1, tol=1e-2)
+        takes.append(cold.n_matvecs + cold.n_certify)
+        with torch.no_grad():
+            for p in model.parameters(): p.mul_(1.0001)
+    assert tracker.records.numbers("n_cold").tolist() == takes
+    warm = tracker.records.numbers("n_matvecs") + tracker.records.numbers("n_certify")
+    assert tracker.saved == pytest.approx(1 - warm[1:].sum().item() / sum(takes[1:])) and tracker.saved > .2
+    assert math.isnan(track(model, (X, Y)).saved)
 
 
 @pytest.mark.slow

@@ -164,6 +164,10 @@ class Snapshot:
 # %% ../../nbs/training/02_measures.ipynb #a89448f2
 Found = Mapping[str, float | Tensor]
 
+def _cold(s: Snapshot) -> float:
+    cold = warm_eigenpairs(s.op, s.k, before=None, tol=s.tol, **s.search)
+    return cold.n_matvecs + cold.n_certify
+
 def _values(s: Snapshot) -> Found:
     pairs = s.pairs
     found = dict(values=pairs.values, residuals=pairs.residuals, converged=pairs.converged,
@@ -270,6 +274,8 @@ MEASURES: list[Measure] = [
     Measure("accuracies", "class accuracies", "the same of each class", _accuracies, numbers=()),
     Measure("values", "eigenvalues", "leading eigenvalues, residuals, and the products that they took", _values,
             numbers=("sharpness",)),
+    Measure("n_cold", "products, cold", "products of a search from nothing, certificate included; as dear as it says",
+            _cold),
     Measure("threshold", "threshold", "learning rate, and the curvature above which a step of SGD overshoots",
             lambda s: dict(lr=s.descent.lr, threshold=s.descent.threshold), ("descent",), ("lr", "threshold")),
     Measure("angles", "angles", "principal angles to the eigenspace of the record before, radians",

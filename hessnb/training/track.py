@@ -7,6 +7,7 @@ __all__ = ['Live', 'Recorder', 'Tracker', 'track']
 
 # %% ../../nbs/training/03_track.ipynb #cc991bc0
 import copy
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -234,6 +235,13 @@ class Tracker(Recorder):
         if self._due == self._at: self.record()
         self._hook = optimizer.register_step_post_hook(lambda *_: self.step() and None)
         return self
+
+    @property
+    def saved(self) -> float:
+        "Share of the products that warm starts have saved; NaN unless `n_cold` is measured."
+        later = [r.numbers for r in self.records[1:] if not math.isnan(r.numbers.get("n_cold", math.nan))]
+        cold = sum(r["n_cold"] for r in later)
+        return 1 - sum(r["n_matvecs"] + r["n_certify"] for r in later) / cold if cold else math.nan
 
     def unwatch(self) -> None:
         if self._hook is not None: self._hook.remove()
