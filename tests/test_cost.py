@@ -77,6 +77,7 @@ def test_products(name):
     assert pairs.n_certify <= 2 + 32  # the probe begins just beyond the last pair, where a miss would matter: was 24
 
 
+@pytest.mark.slow
 def test_products_in_double_precision():
     "Of a search in float32, only the certificate takes products in float64: one for each pair, if that is precise."
     op = HessianOperator(Objective(CNN, (IMAGES.repeat(3, 1, 1, 1) + .1 * randn(144, 1, 28, 28), DIGITS.repeat(3))))
