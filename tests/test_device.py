@@ -138,6 +138,7 @@ def test_measures(gpu):
     assert places == [gpu.type] * 2 and there == pytest.approx(here, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_examine(gpu):
     with quiet("rounding floor", "miss_probability"):
         a, b = (examine(on(device), k=4, pairs=6, test=BATCHES[:2]) for device in (gpu, "cpu"))

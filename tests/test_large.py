@@ -42,6 +42,7 @@ class Padded(nn.Module):
     def forward(self, x): return self.net(x) + 0 * self.pad.sum()
 
 
+@pytest.mark.slow
 def test_zeros_beside_a_small_model_change_nothing():
     X, y, pad = 2 * randn(9, 3), torch.arange(9) % 3, 9_000_000
     small, large = (Objective(Padded(n), (X, y), dtype=d) for n, d in ((1, F64), (pad, torch.float32)))

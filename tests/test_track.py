@@ -93,7 +93,8 @@ def train(case, how, n=24, every=6, **kwargs):
 def test_training_is_the_same_bit_for_bit(case, how):
     alone, _ = train(case, "alone")
     found, tracker = train(case, how)
-    assert len(tracker.records) >= (1 if how == "step in a thread" else 2) and not tracker.missing, tracker
+    assert len(tracker.records) >= (1 if how == "step in a thread" else 2), tracker
+    assert {*tracker.missing} <= {"complexity"}, tracker  # a network may see one class only, for a while
     assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
 

@@ -303,6 +303,7 @@ class TestPage:
         with pytest.raises(FileNotFoundError): explorer.save_page(tmp_path / "no" / "p.html")
         explorer.close()
 
+    @pytest.mark.slow
     def test_a_long_run_is_thinned(self):
         film = Film({"r": long_run()}, most=60, most_bytes=300_000)
         assert sum(map(len, filter(None, (film.frame("r", i) for i in film.kept["r"])))) <= 300_000

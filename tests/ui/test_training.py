@@ -147,7 +147,7 @@ class TestWidget:
 
 class TestPage:
     @pytest.mark.parametrize("width", [1300, 390])
-    @pytest.mark.parametrize("name", ["one", "two"])
+    @pytest.mark.parametrize("name", [pytest.param("one", marks=pytest.mark.slow), "two"])
     def test_it_plays_without_a_kernel(self, browser, pages, name, width):
         page, asked, errors = browser.new_page(viewport={"width": width, "height": 844}), [], []
         page.on("request", lambda r: asked.append(r.url))
