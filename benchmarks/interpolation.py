@@ -1,6 +1,6 @@
 """Does the decision boundary simplify or fragment when a network comes to interpolate its training data?
 
-    python benchmarks/interpolation.py                        five seeds, clean and wrong labels, some five minutes
+    python benchmarks/interpolation.py                        five seeds, clean and wrong labels, some two minutes
     python benchmarks/interpolation.py --seeds 1 --out /tmp/interpolation.csv
 
 Two half moons, 200 points, none or a tenth of the labels wrong; a network 2-64-64-2 (ReLU), Adam on all examples,
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from hessnb.training.track import track
 
-SHARES, STEPS, EVERY, GRID = (0., .1), 3000, 100, 160
+SHARES, STEPS, EVERY, GRID = (0., .1), 8000, 200, 160
 HEADER = ("wrong", "seed", "step", "loss", "accuracy", "test", "directions", "regions", "sharpness")
 RESULTS = Path(__file__).parents[1] / "nbs" / "results"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hessnb.training.track import track
 
 OPTIMISERS = {"SGD": lambda ps: torch.optim.SGD(ps, .1), "momentum": lambda ps: torch.optim.SGD(ps, .02, momentum=.9),
-              "Adam": lambda ps: torch.optim.Adam(ps, 1e-3), "Adam, .01": lambda ps: torch.optim.Adam(ps, 1e-2)}
+              "Adam": lambda ps: torch.optim.Adam(ps, 1e-3), "Adam .01": lambda ps: torch.optim.Adam(ps, 1e-2)}
 STEPS, EVERY, BATCH, K = 2400, 80, 64, 5
 HEADER = ("optimiser", "seed", "step", "loss", "sharpness", "overlap", "first", "spread", "spreads", "moved")
 RESULTS = Path(__file__).parents[1] / "nbs" / "results"
