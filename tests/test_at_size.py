@@ -271,3 +271,11 @@ def test_an_examination_at_size(kind, n):
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout)
     assert float(done.stdout.split("GiB")[1]) < 8
+
+
+def test_the_budget_of_an_examination_bounds_the_search_for_the_largest():
+    X = randn(60, 10, seed=1)
+    model = build(lambda: nn.Sequential(nn.Linear(10, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)))
+    with pytest.warns(UserWarning, match="max_matvecs ran out after 12 products"):
+        few = examine(model, (X, X[:, :3].argmax(1)), k=10, n_candidates=2, max_matvecs=12)
+    assert few.pairs.n_matvecs <= 12 and few.pairs.stopped == "budget"

@@ -164,6 +164,7 @@ def test_a_pair_too_close_to_the_tolerance_to_tell():
     worst, others = relative.argmax().item(), relative.topk(2).values[1].item()
     assert others < .9 * relative[worst]
     pairs = certify(search, op, relative[worst].item(), Outcome("converged", 1., used))
+    assert not search.krylov.basis.storage.numel()  # its products have the memory of the basis
     v = pairs.vectors[worst]
     w, v = op.matvec(v).double(), v.double()
     value = (v @ w / (v @ v)).item()
