@@ -1,4 +1,4 @@
-// Plays what Python has drawn of training runs, without asking a kernel; see nbs/show/14_training_explorer.ipynb.
+// Plays what Python has drawn of training runs, without asking a kernel; see nbs/show/15_training_explorer.ipynb.
 const STYLE = `
 .hessnb-player { font: 14px/1.4 system-ui, sans-serif; padding: 2px 4px; box-sizing: border-box; max-width: 100%; }
 .hessnb-player:focus-visible { outline: 2px solid #0072B2; }
