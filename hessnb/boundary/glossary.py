@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['GLOSSARY', 'Term', 'find_term', 'meaning', 'glossary_html']
 
-# %% ../../nbs/boundary/19_glossary.ipynb #4fb4891a
+# %% ../../nbs/boundary/19_glossary.ipynb #40c66d59
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .columns import COLUMNS
 
-# %% ../../nbs/boundary/19_glossary.ipynb #8364c22b
+# %% ../../nbs/boundary/19_glossary.ipynb #5f39db84
 @dataclass(frozen=True)
 class Term:
     "A word, and what it means."
@@ -20,43 +20,43 @@ class Term:
     meaning: str  # one to three sentences
     unit: str = ""  # what a value counts; empty for a word without a number
     typical: str = ""  # values that were measured, and the table that holds them; empty: none is known
-    link: str = ""  # the page that explains it: place of a notebook below `nbs`, without suffix
+    link: str = ""  # the page that explains it: wing and name of a notebook, without number and suffix
 
 _ONE = "no unit"
 _LOSS = "loss"
 _CURVATURE = "loss / parameter²"
 _INPUT = "units of the inputs"
 
-# %% ../../nbs/boundary/19_glossary.ipynb #7f36e051
+# %% ../../nbs/boundary/19_glossary.ipynb #eaafe22a
 _MORE = {  # column: what follows its help, unit, typical, link
     "boundary_directions": (
         "Measured at points on the boundary between training examples, each layer with the same say. One "
         "interval apart and a whole direction fewer are said to be simpler.", "directions",
         "half moons 4.7 to 6.1, MNIST-1D 32 to 40: middle 80% of 64 sound networks each (results/ordinary.csv)",
-        "boundary/10_complexity"),
+        "boundary/complexity"),
     "margin": (
         "A verified upper bound from a search: wider leaves more room for noise in the inputs. For images it is the "
-        "length of the change of all pixels together.", _INPUT, "", "boundary/12_margin"),
-    "test_accuracy": ("Needs labelled examples that training did not see.", "share", "", "boundary/17_examine"),
+        "length of the change of all pixels together.", _INPUT, "", "boundary/margin"),
+    "test_accuracy": ("Needs labelled examples that training did not see.", "share", "", "boundary/examine"),
     "effective_directions": (
         "n if n eigenvectors share the gradients equally. It looks at the training examples and does not follow the "
         "complexity of the boundary.", "directions",
-        "3.7 to 18: middle 80% of 99 networks (results/study.csv)", "boundary/02_structure"),
+        "3.7 to 18: middle 80% of 99 networks (results/study.csv)", "boundary/structure"),
     "outliers": (
         "Few stand out where few pieces of boundary press against the data. The range in parentheses is what other "
         "constants of the rule would give.", "eigenvalues",
-        "half moons 4 to 8: middle 80% of 64 sound networks (results/ordinary.csv)", "curvature/37_outliers"),
+        "half moons 4 to 8: middle 80% of 64 sound networks (results/ordinary.csv)", "curvature/outliers"),
     "lambda_1": (
         "The curvature of the loss in the steepest direction: large means that a small step there costs much. It moves "
         "when layers are rescaled, even if the network predicts the same.", _CURVATURE,
-        "0.99 to 7.3: middle 80% of 256 sound networks on four data sets (results/ordinary.csv)", "curvature/33_top"),
+        "0.99 to 7.3: middle 80% of 256 sound networks on four data sets (results/ordinary.csv)", "curvature/top"),
     "trace": (
         "The curvature summed over all directions, estimated from random ones; ± is one standard error.", _CURVATURE,
-        "1.8 to 52: middle 80% of 256 sound networks on four data sets (results/ordinary.csv)", "curvature/35_trace"),
+        "1.8 to 52: middle 80% of 256 sound networks on four data sets (results/ordinary.csv)", "curvature/trace"),
     "active": (
         "It depends on its threshold: with another one, another network may have fewer.", "eigenvectors",
-        "18 to 315: middle 80% of 99 networks (results/study.csv)", "boundary/08_measure"),
-    "train_loss": ("Minima are compared fairly at the same one.", _LOSS, "", "curvature/12_objective"),
+        "18 to 315: middle 80% of 99 networks (results/study.csv)", "boundary/measure"),
+    "train_loss": ("Minima are compared fairly at the same one.", _LOSS, "", "curvature/objective"),
 }
 
 def _of_columns() -> Iterable[Term]:
@@ -66,139 +66,139 @@ def _of_columns() -> Iterable[Term]:
         better = {"lower": " Lower is better.", "higher": " Higher is better.", None: ""}[c.better]
         yield Term(c.title, f"{c.help[:1].upper()}{c.help[1:]}. {more}".strip() + better, *rest)
 
-# %% ../../nbs/boundary/19_glossary.ipynb #646df87d
+# %% ../../nbs/boundary/19_glossary.ipynb #6276d874
 _CURVATURES = (
     Term("loss", "Mean loss over the training data: how badly the network does there, 0 at best.", _LOSS,
-         link="curvature/12_objective"),
+         link="curvature/objective"),
     Term("training loss", "Mean loss over the training data of the network as it is shown, moved or not. Near that of "
          "the trained network nothing is lost yet; ten times as much means that it has been damaged.", _LOSS,
-         link="show/08_sliders"),
-    Term("as trained", "The training loss before anything was moved, to compare with.", _LOSS, link="show/08_sliders"),
-    Term("loss here", "The training loss of the moved network.", _LOSS, link="show/11_comparer"),
+         link="show/sliders"),
+    Term("as trained", "The training loss before anything was moved, to compare with.", _LOSS, link="show/sliders"),
+    Term("loss here", "The training loss of the moved network.", _LOSS, link="show/comparer"),
     Term("quadratic prediction", "What the training loss would be if it were a parabola along each eigenvector: loss "
          "plus slope plus half of the eigenvalue times the step squared. Where the true loss is far from it, the "
-         "eigenvalue no longer describes the loss.", _LOSS, link="show/08_sliders"),
+         "eigenvalue no longer describes the loss.", _LOSS, link="show/sliders"),
     Term("training accuracy", "Share of training examples that are predicted as labelled.", "share",
-         link="show/08_sliders"),
-    Term("accuracy", "Share of examples that are predicted as labelled.", "share", link="training/02_measures"),
-    Term("accuracy here", "The training accuracy of the moved network.", "share", link="show/11_comparer"),
+         link="show/sliders"),
+    Term("accuracy", "Share of examples that are predicted as labelled.", "share", link="training/measures"),
+    Term("accuracy here", "The training accuracy of the moved network.", "share", link="show/comparer"),
     Term("predictions changed", "Training examples that the moved network predicts otherwise than the trained one. "
-         "None: the boundary moved where no example is.", "examples", link="show/08_sliders"),
+         "None: the boundary moved where no example is.", "examples", link="show/sliders"),
     Term("Hessian", "The matrix of second derivatives of the training loss by all parameters. It says how the loss "
-         "bends; hessnb multiplies vectors by it and never writes it down.", _CURVATURE, link="curvature/20_hessian"),
+         "bends; hessnb multiplies vectors by it and never writes it down.", _CURVATURE, link="curvature/hessian"),
     Term("Gauss-Newton", "The part of the Hessian that comes from the loss on top of the network, leaving out the "
-         "bend of the network itself. It has no negative eigenvalues.", _CURVATURE, link="curvature/21_gauss_newton"),
+         "bend of the network itself. It has no negative eigenvalues.", _CURVATURE, link="curvature/gauss_newton"),
     Term("eigenvector", "A direction in parameter space that the Hessian only stretches. v1 belongs to the largest "
-         "eigenvalue. Its sign is arbitrary.", link="curvature/28_eigenpairs"),
+         "eigenvalue. Its sign is arbitrary.", link="curvature/eigenpairs"),
     Term("eigenvalue", "Curvature of the training loss along its eigenvector. Large: the loss rises soon; about zero: "
-         "it stays flat; negative: it falls to both sides.", _CURVATURE, link="curvature/28_eigenpairs"),
+         "it stays flat; negative: it falls to both sides.", _CURVATURE, link="curvature/eigenpairs"),
     Term("curvature length", "Unit of the sliders: the step along an eigenvector on which the quadratic part of the "
          "loss changes by one half. Short where the curvature is large.", "length in parameter space",
-         link="show/08_sliders"),
+         link="show/sliders"),
     Term("residual", "How far a computed pair is from an exact one, |Hv - λv|. It bounds the error of the eigenvalue: "
          "a residual of .001 means that an exact eigenvalue is within .001.", _CURVATURE,
-         link="curvature/28_eigenpairs"),
+         link="curvature/eigenpairs"),
     Term("converged", "Whether the residual of a pair is below the tolerance that was asked for.",
-         link="curvature/28_eigenpairs"),
+         link="curvature/eigenpairs"),
     Term("certificate", "Fresh products check every residual, and a search with new random vectors looks for what was "
-         "left out. What could not be confirmed is said beside the number.", link="curvature/31_certify"),
+         "left out. What could not be confirmed is said beside the number.", link="curvature/certify"),
     Term("missed copies", "An eigenvalue may occur several times, and a search can overlook a copy. The certificate "
-         "bounds the probability of that.", "probability", link="curvature/27_completeness"),
+         "bounds the probability of that.", "probability", link="curvature/completeness"),
     Term("product", "One multiplication of a vector by the Hessian, which costs a few gradients over all data. The "
-         "time of a search is its number of products.", "products", link="curvature/14_operator"),
-    Term("spectrum", "All eigenvalues of the Hessian.", _CURVATURE, link="curvature/36_density"),
+         "time of a search is its number of products.", "products", link="curvature/operator"),
+    Term("spectrum", "All eigenvalues of the Hessian.", _CURVATURE, link="curvature/density"),
     Term("bulk edge", "Where the many small eigenvalues end. What lies above is an outlier.", _CURVATURE,
-         link="curvature/37_outliers"),
+         link="curvature/outliers"),
     Term("sampling error", "How much an eigenvalue would vary had other examples been drawn, as a standard error. "
          "Large beside the eigenvalue: more examples are needed before it says anything.", _CURVATURE,
-         link="curvature/39_sampling"),
+         link="curvature/sampling"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #73d0e824
+# %% ../../nbs/boundary/19_glossary.ipynb #d9d918ea
 _ALIGNMENTS = (
-    Term("layer", "One module or one tensor of parameters of the network.", link="curvature/38_layers"),
+    Term("layer", "One module or one tensor of parameters of the network.", link="curvature/layers"),
     Term("parameters", "How many parameters a layer has, and their share of the network's. The share is what the "
-         "layer would hold of a random direction.", "parameters", link="curvature/38_layers"),
+         "layer would hold of a random direction.", "parameters", link="curvature/layers"),
     Term("holds", "Share of an eigenvector's squared length that lies in this layer. Far above the layer's share of "
-         "the parameters: the eigenvector moves this layer.", "share", link="curvature/38_layers"),
+         "the parameters: the eigenvector moves this layer.", "share", link="curvature/layers"),
     Term("lives in", "The layers that hold most of the eigenvector, with their shares of its squared length.", "share",
-         link="curvature/38_layers"),
+         link="curvature/layers"),
     Term("squared gradient", "Mean over the examples of the squared length of each one's own gradient in this layer, "
          "the trace of the empirical Fisher matrix. Large where single examples pull at the layer, even if their pulls "
-         "cancel.", "loss² / parameter²", link="curvature/38_layers"),
+         "cancel.", "loss² / parameter²", link="curvature/layers"),
     Term("alignment", "Cosine between an eigenvector and the gradient of an input's loss for the label that the "
          "network itself predicts. Near ±1 the eigenvector decides what is predicted there; near 0 it has nothing to "
          "do with it. The sign changes across a boundary, that of a whole picture is arbitrary.", _ONE,
-         link="boundary/01_alignment"),
+         link="boundary/alignment"),
     Term("cosine", "The alignment of an example with the eigenvector: between -1 and 1, 0 for unrelated directions.",
-         _ONE, link="boundary/01_alignment"),
+         _ONE, link="boundary/alignment"),
     Term("reinforcing gradient", "Gradient of the loss for the label that the network predicts itself: the direction "
-         "in parameter space that matters most for its decision at an input.", link="boundary/00_gradients"),
+         "in parameter space that matters most for its decision at an input.", link="boundary/gradients"),
     Term("separates", "The two classes whose examples near the other one the eigenvector opposes most. The contrast is "
          "half the difference of the mean alignments of the two groups: near 1 their gradients lie along the "
          "eigenvector, near 0 it hardly tells them apart.", _ONE,
-         link="boundary/02_structure"),
+         link="boundary/structure"),
     Term("participation ratio", "Over how many parts something is spread: n if n parts have equal shares, 1 if one has "
-         "everything.", _ONE, link="boundary/02_structure"),
+         "everything.", _ONE, link="boundary/structure"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #e0bf05f7
+# %% ../../nbs/boundary/19_glossary.ipynb #5fb0de10
 _BOUNDARIES = (
-    Term("decision boundary", "The inputs at which the predicted class changes.", link="boundary/05_curves"),
+    Term("decision boundary", "The inputs at which the predicted class changes.", link="boundary/curves"),
     Term("boundary", "The nearest input found at which the prediction changes, how far it is, and which class is "
-         "predicted beyond. A small distance means that little has to change.", _INPUT, link="boundary/03_search"),
+         "predicted beyond. A small distance means that little has to change.", _INPUT, link="boundary/search"),
     Term("simpler", "Said of a minimum whose boundary directions are decidedly fewer: the intervals are apart, by one "
          "direction and by 15% at least. Other seeds of one recipe seldom differ by as much.",
-         link="boundary/18_compare"),
+         link="boundary/compare"),
     Term("wider", "Said of a minimum whose margin is larger by 2% at least, which is what its search may miss.",
-         link="boundary/18_compare"),
-    Term("simplest", "Said of minima that no other is decidedly simpler than.", link="boundary/18_compare"),
-    Term("widest", "Said of minima whose margin no other decidedly exceeds.", link="boundary/18_compare"),
+         link="boundary/compare"),
+    Term("simplest", "Said of minima that no other is decidedly simpler than.", link="boundary/compare"),
+    Term("widest", "Said of minima whose margin no other decidedly exceeds.", link="boundary/compare"),
     Term("logit margin", "Score of the predicted class minus the next best score. Zero on the boundary, large where "
-         "the network is sure.", "logits", link="boundary/03_search"),
+         "the network is sure.", "logits", link="boundary/search"),
     Term("first-order distance", "Logit margin over the length of its slope: the distance to the boundary if the "
-         "network were linear. A good first guess of the true distance.", _INPUT, link="boundary/12_margin"),
+         "network were linear. A good first guess of the true distance.", _INPUT, link="boundary/margin"),
     Term("activation maximisation", "An input is changed step by step until its alignment with an eigenvector is as "
          "large as it gets: it shows what the eigenvector looks for. Such an input need not look like data.",
-         link="boundary/06_design"),
-    Term("designed inputs", "Inputs found by activation maximisation.", link="boundary/06_design"),
-    Term("classes in view", "The classes that are predicted somewhere in the picture.", link="show/10_explorer"),
+         link="boundary/design"),
+    Term("designed inputs", "Inputs found by activation maximisation.", link="boundary/design"),
+    Term("classes in view", "The classes that are predicted somewhere in the picture.", link="show/explorer"),
     Term("plane", "A two-dimensional slice through input space, by three inputs or along two features. With more than "
-         "two features, examples are projected on it and need not lie in it.", link="boundary/04_plane"),
-    Term("point", "Place in the plane, in its own two coordinates.", _INPUT, link="show/10_explorer"),
+         "two features, examples are projected on it and need not lie in it.", link="boundary/plane"),
+    Term("point", "Place in the plane, in its own two coordinates.", _INPUT, link="show/explorer"),
     Term("predicted", "Class that the network gives to the input, and the probability that it claims. A probability is "
-         "what the network says, not how often it is right.", "probability", link="show/10_explorer"),
+         "what the network says, not how often it is right.", "probability", link="show/explorer"),
     Term("nearest example", "Training example that is closest to the input, with its class and the distance. Far: the "
-         "picture shows a place where there are no data.", _INPUT, link="show/10_explorer"),
+         "picture shows a place where there are no data.", _INPUT, link="show/explorer"),
     Term("alignments", "Alignment with each eigenvector over the picture, which take a moment to compute.", _ONE,
-         link="show/10_explorer"),
-    Term("class", "Label of an example.", link="show/09_spectrum"),
+         link="show/explorer"),
+    Term("class", "Label of an example.", link="show/spectrum"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #8807394b
+# %% ../../nbs/boundary/19_glossary.ipynb #2f1e68e8
 _TRAININGS = (
     Term("step", "Update of the parameters by the optimiser, counted from the beginning.", "steps",
-         link="training/03_track"),
+         link="training/track"),
     Term("sharpness", "Largest eigenvalue during training. The edge is the curvature above which a step of gradient "
          "descent overshoots, two over the learning rate without momentum.", _CURVATURE,
-         link="recipes/03_edge_of_stability"),
+         link="recipes/edge_of_stability"),
     Term("edge of stability", "The curvature above which a step of gradient descent overshoots: two over the learning "
-         "rate without momentum.", _CURVATURE, link="recipes/03_edge_of_stability"),
+         "rate without momentum.", _CURVATURE, link="recipes/edge_of_stability"),
     Term("batch sharpness", "Curvature of mini-batches along their own gradients, averaged: what decides whether a "
-         "step on a mini-batch overshoots.", _CURVATURE, link="recipes/04_batch_sharpness"),
+         "step on a mini-batch overshoots.", _CURVATURE, link="recipes/batch_sharpness"),
     Term("gradient in the top space", "Share of the squared gradient inside the leading eigenvectors. Near 100% the "
-         "gradient lies in a handful of directions.", "share", link="recipes/06_top_space"),
+         "gradient lies in a handful of directions.", "share", link="recipes/top_space"),
     Term("turn of the top space", "Largest angle between the leading eigenvectors of this record and those of the one "
          "before: 0° where they have come to rest, 90° where one of them is new.", "degrees",
-         link="recipes/05_steady_vectors"),
-    Term("seconds", "Time that the record took.", "seconds", link="training/03_track"),
-    Term("exported", "Files that were written, and the folder.", "files", link="show/16_workbook"),
+         link="recipes/steady_vectors"),
+    Term("seconds", "Time that the record took.", "seconds", link="training/track"),
+    Term("exported", "Files that were written, and the folder.", "files", link="show/workbook"),
 )
 
 _ALL = *_of_columns(), *_CURVATURES, *_ALIGNMENTS, *_BOUNDARIES, *_TRAININGS
 GLOSSARY: dict[str, Term] = {term.name: term for term in _ALL}  # by the name that is shown
 
-# %% ../../nbs/boundary/19_glossary.ipynb #43ce6d33
+# %% ../../nbs/boundary/19_glossary.ipynb #7b16d088
 _FILES = {c.name: c.title for c in COLUMNS if c.title}  # names in files, which are other keys
 
 def _forms(word: str) -> Iterable[str]:
@@ -224,18 +224,18 @@ def meaning(
     term = find_term(word)
     return "" if term is None else term.meaning
 
-# %% ../../nbs/boundary/19_glossary.ipynb #a51e5c82
+# %% ../../nbs/boundary/19_glossary.ipynb #0bf8e145
 def glossary_html(
     words: Iterable[str] | None = None,  # to be explained; None: all
-    site: str = "",  # address before links, such as "../"; empty: no links
+    address: Callable[[str], str] = lambda link: "",  # of the page of a `Term.link`; empty: no link
 ) -> str:
     "A list of definitions in HTML; words that are unknown are left out, and none is said twice."
-    asked = map(find_term, GLOSSARY if words is None else words)
-    return "<dl>" + "".join(_definition(term, site) for term in dict.fromkeys(filter(None, asked))) + "</dl>"
+    asked = dict.fromkeys(filter(None, map(find_term, GLOSSARY if words is None else words)))
+    return "<dl>" + "".join(_definition(term, address(term.link)) for term in asked) + "</dl>"
 
-def _definition(term: Term, site: str) -> str:
+def _definition(term: Term, page: str) -> str:
     "One entry."
-    name = f"<a href='{site}{term.link}.html'>{term.name}</a>" if site and term.link else term.name
+    name = f"<a href='{page}'>{term.name}</a>" if page else term.name
     unit = f" <small>({term.unit})</small>" if term.unit else ""
     typical = f" <small>Typical: {term.typical}.</small>" if term.typical else ""
     return f"<dt>{name}{unit}</dt><dd>{term.meaning}{typical}</dd>"
