@@ -22,7 +22,9 @@ from .columns import COLUMNS, Column, as_columns, for_json, numbers, texts
 from .complexity import BoundaryComplexity
 from .examine import Examination, check_options, examine
 from .margin import Margin
+from ..curvature.estimators import is_estimator
 from ..curvature.objective import Objective
+from ..curvature.tables import as_frame
 
 # %% ../../nbs/boundary/18_compare.ipynb #d429c6bc
 _STEP, _RATIO = 1., 1.15  # a decided difference is at least this, in directions and as a ratio
@@ -216,6 +218,10 @@ class Comparison:
 
     def _repr_html_(self) -> str: return html_table(self)
 
+    def to_frame(self) -> Any:  # pandas.DataFrame
+        "All numbers as a data frame, a row for each minimum; `ImportError` without pandas."
+        return as_frame(self.rows(), "minimum")
+
     def to_csv(self, path: str | Path) -> Path:
         "Write all numbers, one minimum a line; the first line names the columns."
         path, rows = Path(path), self.rows()
@@ -269,9 +275,10 @@ def compare_minima(
     columns = as_columns(columns)
     check_options(kwargs, compare_minima, examine, Objective)
     def one(m):
-        m = m if isinstance(m, (Examination, Objective, nn.Module)) else getattr(m, "model", m)
+        known = isinstance(m, (Examination, Objective, nn.Module)) or is_estimator(m)
+        if not known: m = getattr(m, "model", m)
         if isinstance(m, Examination): return m
-        if not isinstance(m, (Objective, nn.Module)):
+        if not isinstance(m, (Objective, nn.Module)) and not is_estimator(m):
             raise TypeError(f"a minimum must be a model, an objective or an examination, got {type(m).__name__}")
         return examine(m, None if isinstance(m, Objective) else data, test=test, **kwargs)
     return Comparison({str(name): one(m) for name, m in minima.items()}, columns)

@@ -109,6 +109,7 @@ def accuracy(
 ) -> float:  # in [0, 1]
     "Share of examples that are predicted as labelled."
     right, n = 0, 0
+    if objective.transform is not None and unpack is None: data = objective.prepared(data[0]), data[1]
     for batch in as_batches(data):
         inputs, target = as_tensors((unpack or objective.unpack)(batch))
         outputs = objective.predict(inputs)

@@ -26,6 +26,7 @@ from ..curvature.eigenpairs import EigenPairs
 from ..curvature.layers import unit_rows
 from ..curvature.objective import Objective, as_objective
 from ..curvature.params import unflatten
+from ..curvature.tables import as_frame
 
 # %% ../../nbs/boundary/15_probe.ipynb #eaa915d4
 @dataclass(frozen=True, eq=False)
@@ -100,6 +101,10 @@ class EigenvectorTable:
         pair = lambda name, value: tuple(value) if name in ("classes", "sizes") else value
         rows = enumerate(zip(*(column.cpu().tolist() for column in columns.values())))
         return [dict(index=i, **{name: pair(name, value) for name, value in zip(columns, row)}) for i, row in rows]
+
+    def to_frame(self) -> Any:  # pandas.DataFrame
+        "The rows as a data frame, numbered from 1; `ImportError` without pandas."
+        return as_frame([{**row, "index": row["index"] + 1} for row in self.rows()], "index")
 
     def __repr__(self) -> str:
         names = ("", "eigenvalue", "classes", "of", "contrast", "explained")

@@ -31,7 +31,8 @@ def check_labels(
     C, expected = outputs.shape[1], (outputs.shape[0], *outputs.shape[2:])
     if target.is_floating_point(): return _check_probabilities(outputs, target)
     if target.dtype != torch.int64:
-        raise TypeError(f"labels are {target.dtype}: class indices must be int64, call y.long()")
+        raise TypeError(f"labels are {target.dtype}: class indices must be int64, call y.long() or "
+                        "y.astype('int64')")
     if target.shape != expected:
         raise ValueError(f"labels have shape {tuple(target.shape)}, expected {expected} for outputs "
                          f"{tuple(outputs.shape)}{_hint(outputs, target)}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..curvature.store import TensorFile, replacing, write_tensors
+from ..curvature.tables import as_frame
 
 # %% ../../nbs/training/01_records.ipynb #42ffb7c7
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,10 @@ class Table(Sequence):
         out = torch.full((len(rows), max(map(len, rows), default=0)), math.nan, dtype=torch.float64)
         for i, row in enumerate(rows): out[i, :len(row)] = row
         return out
+
+    def to_frame(self) -> Any:  # pandas.DataFrame
+        "The numbers as a data frame, a row for each record, NaN where one lacks it; `ImportError` without pandas."
+        return as_frame([{"step": r.step, **r.numbers} for r in self], "step")
 
     def to_csv(self) -> str:
         "The numbers as text: a row for each record."
