@@ -10,7 +10,7 @@ from torch import nn
 
 from conftest import F64, blobs, build, mlp, randn
 from hessnb import HessianOperator, Objective, top_eigenpairs
-from hessnb.show.moving import MovingPictures, film, page_around, rising_length
+from hessnb.show.moving import MovingPictures, film, marks_html, page_around
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ELSEWHERE = re.compile(r"https?://|@import|url\(|fetch\(|XMLHttpRequest|src=\"(?!data:)")
@@ -43,17 +43,14 @@ def test_each_side_ends_where_the_true_loss_has_risen(rise):
     for i, frames in enumerate(pictures.frames):
         for end, length in ((frames[0], pictures.ends[i][0]), (frames[-1], pictures.ends[i][1])):
             risen = end.loss - pictures.rest.loss
-            assert risen >= rise or length == 30
-            if length < 30:  # a little before, it has not
-                step = .97 * end.amount * pictures.network.lengths[i] * pictures.network.vectors[i]
+            whole = length * pictures.network.lengths[i] < .999 * pictures.found.longest
+            assert rise <= risen < 1.06 * rise or not whole
+            if whole:  # a little before, it has not
+                step = .9 * end.amount * pictures.network.lengths[i] * pictures.network.vectors[i]
                 assert pictures.objective.at(pictures.objective.theta + step).value() - pictures.rest.loss < rise
-    marks = [pair[0] for pair in pictures.marks[0]], [pair[0] for pair in pictures.ends]
-    assert all(mark <= end for mark, end in zip(*marks))
-
-
-def test_a_loss_that_becomes_nan_ends_the_slider(small, monkeypatch):
-    monkeypatch.setattr(Objective, "value", lambda self: float("nan"))
-    assert rising_length(small.network, 0, 1, 1.) < .001
+    shares = [[float(share) for share in re.findall(r"<i style=\"left:([\d.]+)%", marks_html(pictures, i))]
+              for i in range(pictures.k)]
+    assert all(0 < share < 100 for row in shares for share in row) and all(row[0] == 50 for row in shares)
 
 
 @pytest.mark.parametrize("name", ["three features", "images", "one logit", "single precision", "twelve classes"])
