@@ -25,11 +25,14 @@ setup(
     keywords=cfg["keywords"].split(),
     classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research",
                  "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering", "Typing :: Typed"],
-    packages=[*find_packages(include=["hessnb", "hessnb.*"]), "hessnb.tutorials"],
-    package_dir={"hessnb.tutorials": "nbs"},  # what `hessnb lab` copies
+    packages=[*find_packages(include=["hessnb", "hessnb.*"]), "hessnb.tutorials",
+              "hessnb.tutorials.benchmarks"],
+    package_dir={"hessnb.tutorials": "nbs", "hessnb.tutorials.benchmarks": "benchmarks"},  # what `hessnb lab` copies
     package_data={
         "hessnb": ["py.typed", "*.pyi", "**/*.js", "**/*.css", "**/*.html", "**/*.json", "**/*.safetensors"],
-        "hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "paper/*_study.ipynb", "results/*"],
+        "hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "recipes/*", "paper/*.ipynb", "results/*",
+                             "images/*.png"],
+        "hessnb.tutorials.benchmarks": ["*.py"],
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -11,7 +11,7 @@ from conftest import F64, blobs, build, mlp, quiet, randn, seeded, untouched
 from hessnb.boundary.alignment import align
 from hessnb.boundary.plane import Plane, PlaneScan, feature_plane, plane_through, scan_path, scan_plane
 from hessnb.boundary.points import boundary_points, nearest_segments, random_segments
-from hessnb.boundary.probe import boundary_map, contrasts, curvature_lengths, eigenvector_table, perturb
+from hessnb.boundary.probe import boundary_map, contrasts, curvature_lengths, eigenvector_table, loss_lengths, perturb
 from hessnb.curvature.eigenpairs import dense_eigenpairs
 from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
@@ -455,3 +455,81 @@ def test_device():
         assert repr(c) == repr(d)
         moved = perturb(there, V, [.1, .2])
         assert all(near(x, y) for x, y in zip(moved.parameters(), perturb(here, V, [.1, .2]).parameters()))
+
+
+class Curve(nn.Module):
+    "A network of two parameters whose loss is a function of the first."
+    def __init__(self, function):
+        super().__init__()
+        self.p, self.function = nn.Parameter(torch.zeros(2, dtype=torch.float64)), function
+
+    def forward(self, x): return self.function(self.p[0]) + 0 * self.p[1] + 0 * x[:, 0]
+
+
+def along(function, *args, **kwargs):
+    "What `loss_lengths` says of a function of one number, at 0."
+    data = torch.zeros(3, 1, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    objective = Objective(Curve(function), data, lambda outputs, target: outputs)
+    first = torch.tensor([[1., 0.]], dtype=torch.float64)
+    return loss_lengths(objective, first, *args, **{"longest": 10., "rtol": 1e-3} | kwargs)
+
+
+class TestLossLengths:
+    def test_a_quadratic_loss(self):
+        "Linear regression: lengths by the formula, and the prediction holds as far as the walk went."
+        X, y = randn(30, 4), randn(30, 1)
+        model = build(lambda: nn.Linear(4, 1))
+        objective = Objective(model, (X, y), nn.MSELoss())
+        pairs = dense_eigenpairs(HessianOperator(objective))
+        found = loss_lengths(objective, 3 * pairs.vectors, (.01, .5), longest=100., rtol=1e-4)
+        for v, value, lengths, ends in zip(pairs.vectors, pairs.values, found.lengths, found.quadratic):
+            for sign, (small, large), end in zip((-1, 1), lengths, ends):
+                slope = sign * (objective.grad() @ v)
+                for rise, length in ((.01, small), (.5, large)):
+                    exact = (-slope + (slope**2 + 2 * value * rise).sqrt()) / value
+                    assert_close(length, exact, rtol=1e-3, atol=0)
+                assert end >= large
+        assert found.n_examples == 30 and found.n_values <= 2 * 5 * 30 and "30 examples" in repr(found)
+
+    @pytest.mark.parametrize("function, value, minus, plus", [
+        (lambda p: p**4, 0., (.01**.25, 1.), (.01**.25, 1.)),  # flat: no curvature at all
+        (lambda p: -p**2 + p**4, -2., (1.005, 1.272), (1.005, 1.272)),  # negative: it falls before it rises
+        (lambda p: p**2 + p**3, 2., (.1059, math.inf), (.0954, .7549)),  # along -v it never rises by 1
+        (lambda p: torch.tanh(p**2) / 2, 1., (.1414, math.inf), (.1414, math.inf)),  # it saturates
+        (lambda p: 0 * p, 0., (math.inf, math.inf), (math.inf, math.inf)),  # constant
+        (lambda p: p**2 + 0 * torch.sqrt(.5 - p), 2., (.1, 1.), (.1, .5)),  # NaN beyond .5: the last that is finite
+        (lambda p: p**2 / (p > -.3), 2., (.1, .3), (.1, 1.)),  # infinite beyond -.3
+    ])
+    def test_every_shape(self, function, value, minus, plus):
+        for curvature in (None, torch.tensor([value])):
+            found = along(function, (.01, 1.), curvatures=curvature)
+            expected = torch.tensor([[minus, plus]], dtype=torch.float64)
+            assert_close(found.lengths, expected, rtol=1e-3, atol=1e-4)
+            assert found.n_values <= 120
+            for sign, lengths in zip((-1, 1), found.lengths[0]):  # the loss is finite there
+                assert function(sign * lengths[lengths.isfinite()]).isfinite().all()
+
+    def test_where_the_prediction_holds(self):
+        "`p**2 + p**3` leaves `p**2` by a tenth of it at .1."
+        found = along(lambda p: p**2 + p**3, (1e-5, 1.), rtol=1e-3)
+        assert_close(found.quadratic, torch.full((1, 2), .1, dtype=torch.float64), rtol=2e-3, atol=0)
+        wider = along(lambda p: p**2 + p**3, (1e-5, 1.), rtol=1e-3, tolerance=.2)
+        assert_close(wider.quadratic, torch.full((1, 2), .2, dtype=torch.float64), rtol=2e-3, atol=0)
+        small = along(lambda p: p**2 + p**3, (.1, 1.))  # an error of .01 is allowed everywhere
+        assert_close(small.quadratic[0, 1], torch.tensor(.01**(1 / 3), dtype=torch.float64), rtol=2e-3, atol=0)
+
+    def test_it_is_the_first_rise(self):
+        "Behind a hump the loss falls again; the length is that of the hump's near side."
+        found = along(lambda p: torch.sin(p)**2 + 0 * p, (.5,))
+        assert_close(found.lengths.flatten(), torch.full((2,), math.pi / 4, dtype=torch.float64), rtol=1e-3, atol=0)
+
+    def test_refused(self):
+        for bad, words in [(dict(rises=()), "ascending"), (dict(rises=(.1, .1)), "ascending"),
+                           (dict(rises=(-1.,)), "positive"), (dict(tolerance=0.), "tolerance"),
+                           (dict(longest=0.), "longest"), (dict(curvatures=torch.ones(2)), "expected 1 curvatures")]:
+            with pytest.raises(ValueError, match=words): along(lambda p: p**2, **bad)
+
+    def test_nothing_is_changed(self):
+        model = build(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)))
+        X = randn(20, 3)
+        with untouched(model): loss_lengths(model, torch.eye(38)[:2], data=(X, X.argmax(1)))

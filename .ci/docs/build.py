@@ -1,11 +1,14 @@
 "Write the documentation site to _docs (or the folder named): tutorials, chapters, public names, search. No network."
 import ast
 import base64
+import html
 import importlib
 import inspect
+import json
 import re
 import sys
 import textwrap
+from html.parser import HTMLParser
 from pathlib import Path
 from shutil import copytree, rmtree
 from tempfile import TemporaryDirectory
@@ -25,6 +28,8 @@ WINGS = {  # reading order of the folders, each with its caption; "": the notebo
     "": "Use: names, report, command, workbook",
 }
 TOP = ("names", "report", "cli", "main", "lab")  # reading order at the top
+MOVING = re.compile(r"^<!-- moving: (\w+) (\w+) -->$", flags=re.M)  # in a page: data set and kind of minimum
+SLIDERS = {"start": "gauss normal", "show/08_sliders": "gauss normal"}  # pages whose sliders also move without a kernel
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -35,6 +40,29 @@ def cell_source(cell):
 def directives(cell):
     found = [line.lstrip()[2:].strip() for line in cell.source.split("\n") if line.lstrip().startswith("#|")]
     return {d.split(":" if ":" in d else " ")[0].strip(): re.split(r"[:\s]\s*", d, maxsplit=1)[-1] for d in found}
+
+
+# ---- what a cell is for
+CHECK = re.compile(r"(?:test_\w+|expect_\w+|assert_\w+|\w*raises)$")
+
+
+def is_check(node):
+    "Does a statement check something, or only check inside?"
+    if isinstance(node, ast.Assert): return True
+    if isinstance(node, ast.Expr): node = node.value
+    if isinstance(node, ast.Call):
+        return bool(CHECK.match(getattr(node.func, "attr", "") or getattr(node.func, "id", "")))
+    if isinstance(node, ast.With) and any(is_check(item.context_expr) for item in node.items): return True
+    return isinstance(node, (ast.For, ast.With, ast.If)) and bool(node.body) and all(map(is_check, node.body))
+
+
+def only_checks(cell, source):
+    "A cell that shows nothing and checks something: what else it says prepares the check."
+    if cell.outputs or cell.source.lstrip().startswith("%"): return False
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
+    quiet = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.For, ast.With)
+    return any(map(is_check, body)) and all(is_check(node) or isinstance(node, quiet) for node in body)
 
 
 # ---- signatures
@@ -159,7 +187,9 @@ class Site:
             self.links[path.stem] = self.links[f"{path.stem}.ipynb"] = f"[`{path.stem}`](/{place(path)}.ipynb)"
             found = re.search(r'"#\| *default_exp ([\w.]+)', path.read_text(encoding="utf-8"))
             if found and found[1] != "__init__": self.add(path, importlib.import_module(f"hessnb.{found[1]}"))
-        self.examples = dict(self.find_examples())
+        self.chapter = {re.sub(r"^\d+_", "", path.stem): self.links[path.stem].replace(path.stem, re.sub(
+            r"^\d+_", "", path.stem), 1) for path in [*self.tutorials, *self.chapters]}
+        self.examples, self.moving = dict(self.find_examples()), {}
 
     def add(self, path, module):
         "Take in the public functions and classes of a room."
@@ -185,11 +215,19 @@ class Site:
             for name in re.findall(r"^from hessnb import (.+)$", cell.source, flags=re.M):
                 for one in re.split(r",\s*", name): yield one, cell
 
-    def link(self, markdown):
+    def link(self, markdown, path):
         "Names in backticks become links, outside code blocks, headings and links."
-        parts = re.split(r"(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\))", markdown, flags=re.S | re.M)
-        name = re.compile(r"(?<!`)`([A-Za-z0-9_.]+)(?:\(\))?`(?!`)")
-        return "".join(p if i % 2 else name.sub(lambda m: self.links.get(m[1], m[0]), p) for i, p in enumerate(parts))
+        parts = re.split(r"(^```.*?^```|^#.*?$|\[[^\]]*\]\([^)]*\)|<!--.*?-->)", markdown, flags=re.S | re.M)
+        name = re.compile(r"(?<!`)`([A-Za-z0-9_.]+)(\(\))?`(?!`)")
+        front = path.stem == "index"
+        def linked(found, line):
+            word, called = found[1], found[2]
+            if front and line.startswith("|") and word in self.chapter: return self.chapter[word]  # the table of rooms
+            plain = re.fullmatch("[a-z]+", word) and not called  # a word that is as likely a data set or a column
+            if plain and word not in self.offered and word not in self.modules.get(path, ()): return found[0]
+            return self.links.get(word, found[0])
+        def within(part): return "\n".join(name.sub(lambda m: linked(m, line), line) for line in part.split("\n"))
+        return "".join(part if i % 2 else within(part) for i, part in enumerate(parts))
 
     def documented(self, source, path):
         "The entry of each public name that an exported cell defines, to stand above the code."
@@ -198,21 +236,60 @@ class Site:
             name = getattr(node, "name", "")
             if name not in objects: continue
             obj, args = objects[name], getattr(node, "args", None)
+            here = f"```{{py:currentmodule}} {obj.__module__}\n```\n\n"  # where names of types are looked up first
             if args and ast.dump(args) != ast.dump(syntax(obj).args): continue  # another function of that name
             if self.is_offered(name, obj):
                 tail = f"With an example, and all methods: {{py:obj}}`hessnb.{name}`."
-                yield f"({self.anchor(name, obj)})=\n\n" + entry(obj, name, ":no-index:\n", tail)
-            else: yield entry(obj, self.full(name, obj))
+                yield f"{here}({self.anchor(name, obj)})=\n\n" + entry(obj, name, ":no-index:\n", tail)
+            else:
+                said = html.escape(re.sub("`", "", inspect.getdoc(obj) or ""))
+                head = f'<details class="inside"><summary><code>{name}</code> {said}</summary>'
+                yield f"```{{raw}} html\n{head}\n```\n\n{here}{entry(obj, name)}\n\n```{{raw}} html\n</details>\n```"
 
     def anchor(self, name, obj): return f"nb-{'class' if inspect.isclass(obj) else 'function'}-{name}"
 
+    def contents(self, path):
+        "The names of a room: those of the package first, then those that only its own rooms use."
+        objects = self.modules.get(path, {})
+        offered = [self.links[n] for n, o in objects.items() if self.is_offered(n, o)]
+        inside = [self.links[n] for n, o in objects.items() if not self.is_offered(n, o) and n in self.links]
+        lines = ["From `hessnb`: " + ", ".join(offered) + "."] if offered else []
+        module = next((o.__module__ for o in objects.values()), "")
+        if inside: lines.append(f"Of the module `{module}`: " + ", ".join(inside) + ".")
+        return "\n\n".join(lines)
+
+    def film(self, which):
+        "The place of a moving picture, which is filled in when the page is written."
+        name = which.replace(" ", "-")
+        if which not in self.moving:
+            from hessnb import HessianOperator, Objective, top_eigenpairs
+            from hessnb.paper.data import load_data
+            from hessnb.paper.zoo import find_minimum
+            from hessnb.show.moving import MovingPictures
+            dataset, kind = which.split()
+            data = load_data(dataset)
+            objective = Objective(find_minimum(kind, data).model, (data.X_train, data.y_train))
+            pairs = top_eigenpairs(HessianOperator(objective), 5, tol=1e-3)
+            self.moving[which] = MovingPictures(objective, pairs, class_names=data.class_names).html()
+        return f"```{{raw}} html\n<div data-film=\"{name}\"></div>\n```"
+
+    def fill(self, folder):
+        "Moving pictures into the pages that have a place for them."
+        films = {which.replace(" ", "-"): text for which, text in self.moving.items()}
+        for path in folder.rglob("*.html"):
+            text = path.read_text(encoding="utf-8")
+            found = re.sub(r'<div data-film="([\w-]+)"></div>', lambda m: films[m[1]], text)
+            if found != text: path.write_text(found, encoding="utf-8")
+
     def page(self, path):
         "The notebook as a page: hidden cells dropped, exported code folded under the signature of what it defines."
-        nb, cells = nbformat.read(path, as_version=4), []
+        nb, cells, sliders = nbformat.read(path, as_version=4), [], SLIDERS.get(place(path))
         tags = dict(hide_input="remove-input", hide_output="remove-output", export="hide-input", exports="hide-input")
         for cell in nb.cells:
             if cell.cell_type != "code":
-                cells.append(nbformat.v4.new_markdown_cell(self.link(cell.source)))
+                text = MOVING.sub(lambda m: self.film(f"{m[1]} {m[2]}"), self.link(cell.source, path))
+                if cell.source.startswith("# "): text += "\n\n" + self.contents(path)
+                cells.append(nbformat.v4.new_markdown_cell(text))
                 continue
             said, cell.source = directives(cell), cell_source(cell)
             if {"hide", "default_exp"} & said.keys() or not cell.source.strip(): continue
@@ -220,7 +297,13 @@ class Site:
             cell.metadata = nbformat.from_dict({"tags": [t for d, t in tags.items() if d in said]})
             if "fig-alt" in said: cell.metadata["mystnb"] = {"image": {"alt": said["fig-alt"]}}
             if "export" in said: cells += map(nbformat.v4.new_markdown_cell, self.documented(cell.source, path))
+            elif only_checks(cell, cell.source):
+                said = {"code_prompt_show": "Check", "code_prompt_hide": "Hide the check"}
+                cell.metadata = nbformat.from_dict({"tags": ["hide-input", "check"], "mystnb": said})
             cells.append(cell)
+            if sliders and "EigenvectorSliders(" in cell.source and "export" not in said:
+                cells.append(nbformat.v4.new_markdown_cell(self.film(sliders)))
+                sliders = None
         nb.cells = cells
         nb.metadata = nbformat.from_dict({"kernelspec": nb.metadata.kernelspec, "language_info": {"name": "python"}})
         return nb
@@ -278,18 +361,57 @@ class Site:
         nbformat.write(front, folder / "index.ipynb")
 
 
+# ---- search
+class Sections(HTMLParser):
+    "The text of a page by sections, without code that is folded, scripts and marks beside headings."
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.at, self.inside, self.skipped = {"": []}, "", 0, 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if tag == "article" and attrs.get("role") == "main": self.inside = 1
+        if tag == "section" and attrs.get("id"):
+            self.at = attrs["id"]
+            self.found[self.at] = []
+        if tag in ("script", "style", "math") or attrs.get("class") == "headerlink": self.skipped += 1
+
+    def handle_endtag(self, tag):
+        if tag == "article": self.inside = 0
+        if tag in ("script", "style", "math") or tag == "a" and self.skipped: self.skipped = max(0, self.skipped - 1)
+
+    def handle_data(self, data):
+        if self.inside and not self.skipped: self.found[self.at].append(data)
+
+
+def excerpts(folder):
+    "What the search shows of each page, in a script: a page that was opened as a file may not read others."
+    texts = {}
+    for path in sorted(folder.rglob("*.html")):
+        found = Sections(path.read_text(encoding="utf-8")).found
+        parts = [f'<section id="{html.escape(at)}">{html.escape(" ".join("".join(text).split()))}</section>'
+                 for at, text in found.items() if "".join(text).strip()]
+        texts[path.relative_to(folder).as_posix()] = f'<div role="main">{"".join(parts)}</div>'
+    script = (Path(__file__).parent / "excerpts.js").read_text(encoding="utf-8")
+    (folder / "_static/excerpts.js").write_text(script.replace("TEXTS", json.dumps(texts)), encoding="utf-8")
+
+
 def build(out):
     "The site in the folder `out`, which is replaced; any warning is an error."
     with TemporaryDirectory() as work:
-        pages, html = Path(work, "pages"), Path(work, "html")
+        pages, made = Path(work, "pages"), Path(work, "html")
         pages.mkdir()
-        Site().write(pages)
+        site = Site()
+        site.write(pages)
         status = sphinx(["-b", "html", "-q", "-W", "--keep-going", "-c", str(Path(__file__).parent),
-                         "-d", str(Path(work, "doctrees")), str(pages), str(html)])
+                         "-d", str(Path(work, "doctrees")), str(pages), str(made)])
         if status: return status
+        excerpts(made)
+        site.fill(made)
         # an earlier site, perhaps with pages of notebooks that are gone
         if (out / "searchindex.js").exists(): rmtree(out)
-        copytree(html, out, dirs_exist_ok=True, ignore=lambda folder, names: {"_sources", ".buildinfo"})
+        copytree(made, out, dirs_exist_ok=True, ignore=lambda folder, names: {"_sources", ".buildinfo"})
         return 0
 
 

@@ -22,7 +22,7 @@ html_theme_options = {"top_of_page_buttons": []}
 html_show_sourcelink, html_copy_source = False, False
 # has the tables that formulas need; used where the reader has no better one
 math_font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSerif.ttf")
-html_static_path, html_css_files = ["hessnb.css", str(math_font)], ["hessnb.css"]
+html_static_path, html_css_files = ["hessnb.css", "excerpts.js", str(math_font)], ["hessnb.css"]
 html_math_renderer = "mathml"
 
 extensions = ["myst_nb"]
@@ -30,6 +30,7 @@ myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_dmath_double_inline = True
 myst_heading_anchors = 4
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # what a cell shows as Markdown may have tables
 nb_ipywidgets_js = {}  # by default these come from another host
 nb_code_prompt_show, nb_code_prompt_hide = "Source", "Hide the source"
 python_maximum_signature_line_length = 90
@@ -57,7 +58,12 @@ def _mathml(writer, node, block):
     raise nodes.SkipNode
 
 
+def _search_alone(app, pagename, templatename, context, doctree):
+    if pagename == "search": app.add_js_file("excerpts.js")
+
+
 def setup(app):
+    app.connect("html-page-context", _search_alone)
     app.add_html_math_renderer("mathml", (lambda w, n: _mathml(w, n, False), None),
                                (lambda w, n: _mathml(w, n, True), None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

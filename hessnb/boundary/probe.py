@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BoundaryMap', 'boundary_map', 'EigenvectorTable', 'contrasts', 'eigenvector_table', 'curvature_lengths', 'copy_model',
-           'perturb']
+           'perturb', 'LossLengths', 'loss_lengths']
 
 # %% ../../nbs/boundary/15_probe.ipynb #64c06262
 import copy
@@ -23,6 +23,7 @@ from .structure import class_structure
 from ..curvature.batches import default_unpack
 from ..curvature.checks import check_finite, own_modes
 from ..curvature.eigenpairs import EigenPairs
+from ..curvature.hessian import HessianOperator
 from ..curvature.layers import unit_rows
 from ..curvature.objective import Objective, as_objective
 from ..curvature.params import unflatten
@@ -189,3 +190,117 @@ def perturb(
         own = state[name]
         own.copy_(torch.where(own.to(value) == value, own, value.to(own)))  # what did not move keeps all its digits
     return clone
+
+# %% ../../nbs/boundary/15_probe.ipynb #7b2fbe59
+@dataclass(frozen=True, eq=False)
+class LossLengths:
+    "How far to move along eigenvectors until the true loss has risen by stated amounts."
+    rises: tuple[float, ...]  # of the loss, ascending
+    lengths: Tensor  # `(k, 2, r)` in parameter space, along -v and +v; infinite: not within `longest`
+    quadratic: Tensor  # `(k, 2)`, the quadratic prediction holds up to there, as far as the walk went
+    longest: float  # length at which a walk ends
+    tolerance: float  # of the quadratic prediction
+    n_values: int  # losses computed, each a forward pass over the data
+    n_examples: int  # that each was computed from
+
+    def __repr__(self) -> str:
+        names = [f"+{rise:g}" for rise in self.rises]
+        head = f"{'':>6}" + "".join(f"{name:>10}" for name in ("quadratic", *names))
+        lines = [f"{sign}v{i + 1:<4}" + "".join(f"{t:>10.3g}" for t in (q, *row.tolist()))
+                 for i, (both, ends) in enumerate(zip(self.lengths, self.quadratic.tolist()))
+                 for sign, row, q in zip("-+", both, ends)]
+        said = f"{self.n_values} losses of {self.n_examples:,} examples; walks up to {self.longest:.3g}"
+        return "\n".join([head, *lines, said])
+
+# %% ../../nbs/boundary/15_probe.ipynb #a5d7844f
+class _Line:
+    "The true loss along a line, and its quadratic prediction; every loss is computed once."
+    def __init__(self, loss: Callable[[float], float], slope: float, curvature: float, allowed: Callable):
+        self.loss, self.slope, self.curvature, self.allowed, self.known = loss, slope, curvature, allowed, {}
+
+    def rise(self, t: float) -> float:
+        if t not in self.known: self.known[t] = self.loss(t)
+        return self.known[t] if math.isfinite(self.known[t]) else math.inf
+
+    def breaks(self, t: float) -> bool:
+        "Has the quadratic prediction been left?"
+        predicted = t * self.slope + .5 * t * t * self.curvature
+        return abs(self.rise(t) - predicted) > self.allowed(predicted)
+
+    def walk(self, start: float, longest: float, rises: Sequence[float]) -> list[float]:
+        "Lengths from where nothing has happened to the largest rise, or to the longest."
+        for _ in range(40):
+            if not self.breaks(start) and self.rise(start) < rises[0]: break
+            start /= 2
+        lengths = [start]
+        while lengths[-1] < longest and self.rise(lengths[-1]) < rises[-1]:
+            lengths.append(min(1.5 * lengths[-1], longest))
+        return lengths
+
+    def first(self, happens: Callable[[float], bool], lengths: Sequence[float], rtol: float) -> tuple[float, float]:
+        "The first place where something happens: a length before it, and one after it; infinite if it never does."
+        i = next((i for i, t in enumerate(lengths) if happens(t)), None)
+        if i is None: return lengths[-1], math.inf
+        before, after = 0. if i == 0 else lengths[i - 1], lengths[i]
+        while 0 < before and after > (1 + rtol) * before:
+            middle = math.sqrt(before * after)
+            before, after = (before, middle) if happens(middle) else (middle, after)
+        return before, after
+
+    def length(self, rise: float, lengths: Sequence[float], rtol: float) -> float:
+        "At which the loss has risen so much: false position between logarithms, for most rises are powers of lengths."
+        before, after = self.first(lambda t: self.rise(t) >= rise, lengths, .5)
+        while 0 < before and math.isfinite(after) and self.rise(after) > (1 + rtol) * rise and after > 1.001 * before:
+            low, high = self.rise(before), self.rise(after)
+            share = math.log((1 + rtol / 2) * rise / low) / math.log(high / low) if low > 0 and high < math.inf else .5
+            middle = before * (after / before) ** min(.9, max(.1, share))
+            before, after = (before, middle) if self.rise(middle) >= rise else (middle, after)
+        return before if math.isfinite(after) and math.isinf(self.rise(after)) else after
+def _value(objective: Objective, theta: Tensor) -> float:
+    "The loss there; infinite where the model's outputs are not finite, which the objective refuses."
+    try: return objective.value(theta)
+    except ValueError: return math.inf
+
+# %% ../../nbs/boundary/15_probe.ipynb #74fd816b
+@own_modes()
+def loss_lengths(
+    objective: Objective,  # or a model, with `data`
+    vectors: Tensor,  # `(k, P)`, eigenvectors or any other directions; their lengths do not count
+    rises: Sequence[float] = (.01, .1, 1.),  # of the mean loss
+    *,
+    curvatures: Tensor | None = None,  # `(k,)`, of these data along the vectors; None: a product each
+    longest: float | None = None,  # length in parameter space; None: the norm of the parameters
+    tolerance: float = .1,  # of the quadratic prediction, relative
+    rtol: float = .05,  # of the rises at the lengths that are found
+    data: Any = None,  # for a model: `(X, y)`, `Dataset` or loader
+    loss: Any = "cross_entropy",  # for a model
+    unpack: Callable[[Any], tuple] = default_unpack,  # of these data: batch -> (inputs, target)
+) -> LossLengths:
+    "Lengths along both signs of each vector at which the true loss has risen; about 15 losses a sign, one gradient."
+    rises = tuple(map(float, rises))
+    if not rises or not all(0 < r < math.inf for r in rises) or list(rises) != sorted(set(rises)):
+        raise ValueError(f"rises must be positive numbers in ascending order, got {rises}")
+    if not 0 < tolerance < 1 or not 0 < rtol < 1:
+        raise ValueError(f"tolerance and rtol must lie between 0 and 1, got {tolerance:g} and {rtol:g}")
+    objective = as_objective(objective, data, loss=loss, unpack=unpack)
+    theta, rest = objective.theta, objective.value()
+    longest = float(theta.double().norm()) or 1. if longest is None else float(longest)
+    if not 0 < longest < math.inf: raise ValueError(f"longest must be a positive length, got {longest:g}")
+    V = unit_rows(objective, vectors).to(theta)
+    if curvatures is None: curvatures = (V * HessianOperator(objective).matmat(V)).sum(1)
+    if len(curvatures) != len(V): raise ValueError(f"expected {len(V)} curvatures, got {len(curvatures)}")
+    slopes, curvatures = (V @ objective.grad()).double().tolist(), curvatures.double().tolist()
+    allowed = lambda predicted: tolerance * max(abs(predicted), rises[0])
+    lengths, quadratic, n_values = [], [], 0
+    for v, value, slope in zip(V, curvatures, slopes):
+        for sign in (-1, 1):
+            line = _Line(lambda t: _value(objective, theta + sign * t * v) - rest, sign * slope, value, allowed)
+            start = min(.5 * math.sqrt(2 * rises[0] / abs(value)) if value else math.inf, longest / 4)
+            walked = line.walk(start, longest, rises)
+            lengths.append([line.length(rise, walked, rtol) for rise in rises])
+            quadratic.append(line.first(line.breaks, walked, rtol)[0])
+            n_values += len(line.known)
+    shape = len(V), 2
+    found = torch.tensor(lengths, dtype=torch.float64).reshape(*shape, len(rises))
+    ends = torch.tensor(quadratic, dtype=torch.float64).reshape(shape)
+    return LossLengths(rises, found, ends, longest, tolerance, n_values, objective.n_examples)

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .plots import class_color, label_text
+from .plots import class_color, label_text, minima_colors
 from ..training.records import Record, Table
 
 # %% ../../nbs/show/14_training.ipynb #249e7310
@@ -248,7 +248,7 @@ def draw_panel(
     title: str = "",  # above the legend
 ) -> None:
     "A panel of one or several runs, with its legend above it."
-    colors = [class_color((4, 5, 2, 3, 0, 1, 7)[i % 7]) for i in range(len(runs))]
+    colors = minima_colors(runs)
     looks = [Look()] if len(runs) == 1 else list(map(Look, runs, colors))
     for records, look in zip(runs.values(), looks):
         if panel.shown(records): panel.draw(ax, records, look)

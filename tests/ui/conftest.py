@@ -152,7 +152,7 @@ class Lab:
             time.sleep(.05)
         raise AssertionError(f"{what} not met within {seconds} s")
 
-    def handle(self, name, index=0): return self.widget(name).locator(".noUi-handle").nth(index)
+    def handle(self, name, index=0): return self.widget(name).locator(".hessnb-handle, .noUi-handle").nth(index)
 
     def screenshot(self, name):
         "A picture of the page, kept where HESSNB_SCREENSHOTS says."
