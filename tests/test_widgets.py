@@ -1,6 +1,7 @@
 "Every control of the widgets without a browser: set a value, look at state, picture and read-out."
 import gc
 import io
+import re
 import types
 import weakref
 from dataclasses import replace
@@ -219,6 +220,7 @@ class TestBoundaryExplorer:
         view = BoundaryExplorer(objective, pairs, n=24)
         X, y = next(objective.micro_batches())
         detail = view.detail.value
+        assert view.detail.layout.display == "none" and view.table.value == ""  # there is nothing to show yet
         u, v = (sum(view.shown.grid.extent[i:i + 2]) / 2 for i in (0, 2))
         view.picture.pointer = view.canvas.place(u, v)
         here = view.numbers
@@ -229,7 +231,66 @@ class TestBoundaryExplorer:
         assert objective.predict(here["boundary"][None]).argmax().item() == here["beyond"] != here["class"]
         assert here["boundary_distance"] == pytest.approx((here["boundary"] - here["input"]).norm().item(), rel=1e-3)
         assert f"confidence {here['confidence']:.2%}" in view.readout.value
-        assert (view.detail.value != detail) == (kind == "images")
+        assert (view.detail.value != detail) == (view.detail.layout.display == "") == (kind == "images")
+        assert ("boundary point" in view.table.value) == (kind == "rows")
+        if kind != "plane":  # another plane: the point is gone, and with it what was told about it
+            view.plane_choice.value = "principal axes"
+            assert view.table.value == "" and view.detail.layout.display == "none" and view.detail.value == b""
+        view.close()
+
+    def test_a_slice_says_that_it_is_one(self, each):
+        kind, objective, pairs = each
+        view, (X, _) = BoundaryExplorer(objective, pairs, n=24), next(objective.micro_batches())
+        for plane in [p for p in view.planes if p != "designed inputs"]:
+            view.plane_choice.value = plane
+            there = view.shown.grid.plane
+            drawn = objective.predict(there.at(there.project(X)[0])).argmax(1)  # the colours under the dots
+            n = int((drawn != objective.predict(X).argmax(1)).sum())
+            assert kind != "plane" or n == 0
+            said = f"{n} of {len(X)} examples ({n / len(X):.0%}) lie on a colour that is not their own prediction"
+            assert (said in view.readout.value) == (kind != "plane"), (plane, view.readout.value)
+        view.close()
+
+    def test_the_features_that_tell_most(self):
+        X = randn(40, 30, dtype=torch.float32) * torch.logspace(-2, 2, 30)
+        y = (X[:, 3] / X[:, 3].std() > 0).long()
+        objective = Objective(build(lambda: nn.Linear(30, 2)).float(), (X, y))
+        view = BoundaryExplorer(objective, top_eigenpairs(HessianOperator(objective), 2, tol=1e-3), n=20)
+        view.point = .1, .2
+        here, told = view.numbers, lambda: re.findall(r">(x\d+)<", view.table.value)
+        shown = torch.stack([here["input"], X[here["nearest"]], here["boundary"]])
+        apart = (shown.amax(0) - shown.amin(0)) / X.std(0)
+        assert told() == [f"x{j + 1}" for j in apart.argsort(descending=True)[:12].tolist()] != [
+            f"x{j + 1}" for j in range(12)]
+        assert "12 of 30 features" in view.table.value and "standard deviations" in view.table.value
+        view.every.value = True
+        assert told() == [f"x{j + 1}" for j in range(30)] and "of 30 features" not in view.table.value
+        assert view.numbers is here  # nothing was searched anew
+        view.close()
+
+    def test_slow_steps_are_announced_and_hold_the_controls(self, monkeypatch):
+        view, seen = BoundaryExplorer(*problem("rows"), n=24), {}
+        def watched(name):
+            from hessnb.show import explorer
+            inner = getattr(explorer, name)
+            def call(*args, **kwargs):
+                seen[name] = view.busy.what, "hessnb-working" in view.busy.line.value, [
+                    c.disabled for c in (view.plane_choice, view.example_boxes[0])]
+                return inner(*args, **kwargs | ({"n_steps": 4} if name == "design_input" else {}))
+            monkeypatch.setattr(explorer, name, call)
+        for name in ("design_input", "boundary_points", "align", "look_at"): watched(name)
+        view.layer_choice.value = 0
+        for plane in ("boundary points", "designed inputs"): view.plane_choice.value = plane
+        view.point = 0., 0.
+        said = {name: what for name, (what, *_) in seen.items()}
+        assert said == {"align": "alignments on the plane", "boundary_points": "laying the plane: boundary points",
+                        "design_input": "laying the plane: designed inputs",
+                        "look_at": "searching the boundary nearest to this point"}
+        assert all(shown for _, shown, _ in seen.values()) and view.error.value == ""
+        assert all(all(held) for name, (*_, held) in seen.items() if name != "look_at")
+        assert view.busy.line.value == "" and not any(c.disabled for c in view.controls)
+        view.state = {"plane": "boundary points", "examples": (0, 0, 1)}  # ends by an error
+        assert view.error.value and view.busy.line.value == "" and not any(c.disabled for c in view.controls)
         view.close()
 
     def test_boxes(self):
@@ -237,7 +298,12 @@ class TestBoundaryExplorer:
         before = view.picture.value
         for i, value in enumerate((5, 9, 17)): view.example_boxes[i].value = value
         assert view.examples == (5, 9, 17) and view.picture.value != before and view.error.value == ""
+        for typed in (30, -1):
+            view.example_boxes[0].value = typed
+            assert f"no example {typed}: they are numbered 0 to 29; 5 is kept" in view.error.value
+            assert view.examples == (5, 9, 17) and view.example_boxes[0].value == 5
         view.plane_choice.value = "two features"
+        assert view.error.value == ""
         view.feature_boxes[0].value, view.feature_boxes[1].value = 3, 4
         assert view.features == (3, 4) and view.shown.grid.names == ("d", "e")
         view.feature_boxes[0].value = 4
@@ -314,6 +380,7 @@ class TestOneLogit:
         assert book.tabs.titles[-2:] == ("minima", "numbers") and "test accuracy" in book.numbers.value
         book.explorers["minima"].slider.value = 1.
         assert book.explorers["minima"].error.value == "" and len(book.export(tmp_path)) == 12
+        assert ("on another colour" in book.explorers["minima"].readout.value) == (X[0].numel() > 2)
         book.close()
 
 
