@@ -103,8 +103,9 @@ class TestEigenvectorSliders:
             X, y = next(objective.micro_batches())
             for i, slider in enumerate(view.sliders):
                 before = view.picture.value
-                slider.value = 2.
-                moved = perturb(objective, pairs.vectors[:i + 1], 2 * curvature_lengths(pairs.values[:i + 1]))
+                slider.value = .7 * slider.max
+                amounts = torch.tensor(view.amounts[:i + 1]) * curvature_lengths(pairs.values[:i + 1])
+                moved = perturb(objective, pairs.vectors[:i + 1], amounts)
                 out = moved(X).detach()
                 assert_close(view.numbers["loss"], nn.functional.cross_entropy(out, y).item(), rtol=1e-4, atol=1e-7)
                 assert view.numbers["accuracy"] == (out.argmax(1) == y).double().mean().item()
@@ -155,13 +156,61 @@ class TestEigenvectorSliders:
 
     def test_refused(self, plane):
         view = EigenvectorSliders(*plane, n=30)
-        for bad in [(1., 2.), (9., 0., 0., 0.), (float("nan"), 0., 0., 0.)]:
-            with pytest.raises(traitlets.TraitError): view.amounts = bad
+        for bad, words in [((1., 2.), "expected 4 amounts"), ((9e3, 0., 0., 0.), "the amount of v1 must lie in"),
+                           ((0., 0., 0., float("nan")), "the amount of v4 must lie in"),
+                           ((-9e3, 0., 0., 0.), r"loss \+1 at .* reach= sets other ends")]:
+            with pytest.raises(traitlets.TraitError, match=words): view.amounts = bad
         with pytest.raises(ValueError, match="has no state"): view.state = {"speed": 1}
         view.close()
+        with pytest.raises(traitlets.TraitError, match=r"\[-2, 2\], got 3$"):
+            EigenvectorSliders(*plane, n=30, k=1, reach=2.).amounts = (3.,)
+
+    def test_numbers_off_the_grid(self, plane):
+        view = EigenvectorSliders(*plane, n=20, reach=1.)
+        for amounts in [(.333, -.1234567, 0., 1.), (.1 + .2, 0., -1., 1e-5)]:
+            view.state = {"amounts": amounts}
+            assert view.amounts == amounts == tuple(slider.value for slider in view.sliders)
+        view.close()
+
+    def test_the_ends_are_where_the_loss_has_risen(self, plane):
         objective, pairs = plane
-        flat = replace(pairs, values=torch.cat([pairs.values[:-1], torch.zeros(1, dtype=pairs.values.dtype)]))
-        with pytest.raises(ValueError, match="no curvature length"): EigenvectorSliders(objective, flat)
+        view = EigenvectorSliders(objective, pairs, n=20)
+        for i, (slider, r) in enumerate(zip(view.sliders, view.reaches)):
+            for end, (mark, label) in [(slider.min, r.marks[-2]), (slider.max, r.marks[-1])]:
+                view.state = {"amounts": tuple(end if j == i else 0. for j in range(4))}
+                assert 1 <= view.numbers["loss"] - objective.value() <= 1.06 and end == mark and label == "+1"
+            for end in slider.band:
+                view.state = {"amounts": tuple(.99 * end if j == i else 0. for j in range(4))}
+                assert view.numbers["holds"] and "holds here" in view.readout.value
+            assert slider.min < slider.band[0] < 0 < slider.band[1] < slider.max and "loss +1 at" in slider.tooltip
+        assert "Ends: training loss +1," in view.legend.value and "Estimated" not in view.legend.value
+        view.close()
+
+    def test_fewer_examples_where_all_would_take_long(self, plane, monkeypatch):
+        objective, pairs = plane
+        monkeypatch.setattr("hessnb.show.sliders.operations_each", lambda *args: 10**12)
+        X, y = randn(200, 2, dtype=torch.float32), torch.arange(200) % 3
+        many = Objective(objective.model, (X, y))
+        view = EigenvectorSliders(many, top_eigenpairs(HessianOperator(many), 2, tol=1e-3), n=20)
+        assert "Estimated from 64 of 200 examples." in view.legend.value and view.far.n_examples == 64
+        view.close()
+
+    def test_flat_and_negative_eigenvalues(self, plane):
+        "A direction without curvature has a slider, too; its unit is the norm of the parameters."
+        objective, pairs = plane
+        dead = torch.zeros(objective.n_params)  # along it nothing changes: both class biases and the third alike
+        dead[-3:] = 3**-.5
+        fields = {"values": torch.cat([pairs.values[:1], torch.tensor([0., -1e-3])]).to(pairs.values),
+                  "vectors": torch.stack([pairs.vectors[0], dead.to(pairs.vectors), pairs.vectors[1]]),
+                  "residuals": torch.full((3,), 1e-6).to(pairs.residuals), "converged": torch.ones(3, dtype=torch.bool)}
+        view = EigenvectorSliders(objective, replace(pairs, **fields), n=20)
+        flat, norm = view.sliders[1], objective.theta.norm().item()
+        assert (flat.min, flat.max) == pytest.approx((-1, 1)) and "not yet risen" in flat.tooltip and not flat.marks
+        assert f"one unit is {norm:.3g}" in flat.tooltip and "as far as it was looked for" in view.legend.value
+        view.state = {"amounts": (0., .5, 0.)}
+        assert view.numbers["loss"] == pytest.approx(objective.value(), rel=1e-4) and view.numbers["changed"] == 0
+        assert view.error.value == "" and view.sliders[2].min < 0 < view.sliders[2].max
+        view.close()
 
     def test_a_plane_of_ones_own(self):
         objective, pairs = problem("rows")
@@ -342,7 +391,7 @@ class TestOneLogit:
         objective, pairs = one_logit
         X, y = next(objective.micro_batches())
         view = EigenvectorSliders(objective, pairs, n=24)
-        view.sliders[0].value = 2.
+        view.sliders[0].value = .9 * view.sliders[0].max
         out = view.perturbed()(X).detach()
         assert view.error.value == "" and view.numbers["accuracy"] == ((out > 0) == (y > 0)).double().mean().item()
         loss = nn.functional.binary_cross_entropy_with_logits(out, y).item()
@@ -507,7 +556,7 @@ class TestWorkbook:
             book = Workbook(model, loader, k=3, test=(X, y), background=False)
             assert book.error.value == ""
             assert list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "layers", "numbers"]
-            book.explorers["sliders"].sliders[0].value = 1.
+            book.explorers["sliders"].sliders[0].value = .1
             files = book.export(tmp_path)
         stored = np.load(tmp_path / "model_eigenpairs.npz")
         assert_close(torch.tensor(stored["values"]), book.pairs["model"].values)
