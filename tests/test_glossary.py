@@ -52,12 +52,13 @@ def test_rows_of_the_explorers_of_a_model_are_explained(said, D):
 
 
 def test_rows_of_layers_and_of_minima_are_explained(said):
-    objective, pairs = problem(2)
+    objective, pairs = problem(3)
     layers = LayerExplorer(objective, pairs, background=False)
     layers.button.click()
-    found = compare_minima({"one": objective, "two": problem(2)[0]}, k=3, pairs=3)
+    found = compare_minima({"one": objective, "two": problem(3)[0]}, k=3, pairs=3)
     MinimaComparer(found, n=16).state = {"index": 2, "amount": .2}
     assert {"holds", "squared gradient", "eigenvalue 3", "boundary directions", "loss here"} <= said
+    assert "on another colour" in said  # three features
     assert not unexplained(said)
 
 
@@ -82,7 +83,8 @@ def test_what_the_report_explains_is_explained():
     ("RESIDUAL", "residual"), ("eigenvalues", "eigenvalue"), ("Eigenvalue 12", "eigenvalue"), ("classes", "class"),
     ("boundaries", "boundary"), ("loss  here", "loss here"), ("active", "active (paper)"),
     ("lambda_1", "largest eigenvalue"), ("predictions changed", "predictions changed"),
-    ("sharpness (of the edge)", "sharpness"), ("missed copy", "missed copies")])
+    ("sharpness (of the edge)", "sharpness"), ("missed copy", "missed copies"),
+    ("large_norm", "large norm"), ("noisy-init", "noisy init"), ("first order distances", "first-order distance")])
 def test_a_word_is_found_in_other_forms(word, name): assert find_term(word) is GLOSSARY[name]
 
 

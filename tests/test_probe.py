@@ -497,8 +497,8 @@ class TestLossLengths:
         (lambda p: p**2 + p**3, 2., (.1059, math.inf), (.0954, .7549)),  # along -v it never rises by 1
         (lambda p: torch.tanh(p**2) / 2, 1., (.1414, math.inf), (.1414, math.inf)),  # it saturates
         (lambda p: 0 * p, 0., (math.inf, math.inf), (math.inf, math.inf)),  # constant
-        (lambda p: p**2 + 0 * torch.sqrt(.5 - p), 2., (.1, 1.), (.1, .5)),  # NaN beyond .5: the last that is finite
-        (lambda p: p**2 / (p > -.3), 2., (.1, .3), (.1, 1.)),  # infinite beyond -.3
+        (lambda p: p**2 + 0 * torch.sqrt(.5 - p), 2., (.1, 1.), (.1, math.inf)),  # NaN beyond .5
+        (lambda p: p**2 / (p > -.3), 2., (.1, math.inf), (.1, 1.)),  # infinite beyond -.3
     ])
     def test_every_shape(self, function, value, minus, plus):
         for curvature in (None, torch.tensor([value])):
@@ -506,8 +506,10 @@ class TestLossLengths:
             expected = torch.tensor([[minus, plus]], dtype=torch.float64)
             assert_close(found.lengths, expected, rtol=1e-3, atol=1e-4)
             assert found.n_values <= 120
-            for sign, lengths in zip((-1, 1), found.lengths[0]):  # the loss is finite there
-                assert function(sign * lengths[lengths.isfinite()]).isfinite().all()
+            for sign, end in zip((-1, 1), found.walked[0]):  # as far as the loss is finite, or to the largest rise
+                assert function(sign * end).isfinite() and end <= 10
+                if not found.lengths[0, (sign + 1) // 2].isinf().any(): assert function(sign * end) >= 1
+                elif end < 10: assert not function(1.01 * sign * end).isfinite()
 
     def test_where_the_prediction_holds(self):
         "`p**2 + p**3` leaves `p**2` by a tenth of it at .1."

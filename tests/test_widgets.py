@@ -1,6 +1,7 @@
 "Every control of the widgets without a browser: set a value, look at state, picture and read-out."
 import gc
 import io
+import re
 import types
 import weakref
 from dataclasses import replace
@@ -102,8 +103,9 @@ class TestEigenvectorSliders:
             X, y = next(objective.micro_batches())
             for i, slider in enumerate(view.sliders):
                 before = view.picture.value
-                slider.value = 2.
-                moved = perturb(objective, pairs.vectors[:i + 1], 2 * curvature_lengths(pairs.values[:i + 1]))
+                slider.value = .7 * slider.max
+                amounts = torch.tensor(view.amounts[:i + 1]) * curvature_lengths(pairs.values[:i + 1])
+                moved = perturb(objective, pairs.vectors[:i + 1], amounts)
                 out = moved(X).detach()
                 assert_close(view.numbers["loss"], nn.functional.cross_entropy(out, y).item(), rtol=1e-4, atol=1e-7)
                 assert view.numbers["accuracy"] == (out.argmax(1) == y).double().mean().item()
@@ -154,13 +156,61 @@ class TestEigenvectorSliders:
 
     def test_refused(self, plane):
         view = EigenvectorSliders(*plane, n=30)
-        for bad in [(1., 2.), (9., 0., 0., 0.), (float("nan"), 0., 0., 0.)]:
-            with pytest.raises(traitlets.TraitError): view.amounts = bad
+        for bad, words in [((1., 2.), "expected 4 amounts"), ((9e3, 0., 0., 0.), "the amount of v1 must lie in"),
+                           ((0., 0., 0., float("nan")), "the amount of v4 must lie in"),
+                           ((-9e3, 0., 0., 0.), r"loss \+1 at .* reach= sets other ends")]:
+            with pytest.raises(traitlets.TraitError, match=words): view.amounts = bad
         with pytest.raises(ValueError, match="has no state"): view.state = {"speed": 1}
         view.close()
+        with pytest.raises(traitlets.TraitError, match=r"\[-2, 2\], got 3$"):
+            EigenvectorSliders(*plane, n=30, k=1, reach=2.).amounts = (3.,)
+
+    def test_numbers_off_the_grid(self, plane):
+        view = EigenvectorSliders(*plane, n=20, reach=1.)
+        for amounts in [(.333, -.1234567, 0., 1.), (.1 + .2, 0., -1., 1e-5)]:
+            view.state = {"amounts": amounts}
+            assert view.amounts == amounts == tuple(slider.value for slider in view.sliders)
+        view.close()
+
+    def test_the_ends_are_where_the_loss_has_risen(self, plane):
         objective, pairs = plane
-        flat = replace(pairs, values=torch.cat([pairs.values[:-1], torch.zeros(1, dtype=pairs.values.dtype)]))
-        with pytest.raises(ValueError, match="no curvature length"): EigenvectorSliders(objective, flat)
+        view = EigenvectorSliders(objective, pairs, n=20)
+        for i, (slider, r) in enumerate(zip(view.sliders, view.reaches)):
+            for end, (mark, label) in [(slider.min, r.marks[-2]), (slider.max, r.marks[-1])]:
+                view.state = {"amounts": tuple(end if j == i else 0. for j in range(4))}
+                assert 1 <= view.numbers["loss"] - objective.value() <= 1.06 and end == mark and label == "+1"
+            for end in slider.band:
+                view.state = {"amounts": tuple(.99 * end if j == i else 0. for j in range(4))}
+                assert view.numbers["holds"] and "holds here" in view.readout.value
+            assert slider.min < slider.band[0] < 0 < slider.band[1] < slider.max and "loss +1 at" in slider.tooltip
+        assert "Ends: training loss +1," in view.legend.value and "Estimated" not in view.legend.value
+        view.close()
+
+    def test_fewer_examples_where_all_would_take_long(self, plane, monkeypatch):
+        objective, pairs = plane
+        monkeypatch.setattr("hessnb.show.sliders.operations_each", lambda *args: 10**12)
+        X, y = randn(200, 2, dtype=torch.float32), torch.arange(200) % 3
+        many = Objective(objective.model, (X, y))
+        view = EigenvectorSliders(many, top_eigenpairs(HessianOperator(many), 2, tol=1e-3), n=20)
+        assert "Estimated from 64 of 200 examples." in view.legend.value and view.far.n_examples == 64
+        view.close()
+
+    def test_flat_and_negative_eigenvalues(self, plane):
+        "A direction without curvature has a slider, too; its unit is the norm of the parameters."
+        objective, pairs = plane
+        dead = torch.zeros(objective.n_params)  # along it nothing changes: both class biases and the third alike
+        dead[-3:] = 3**-.5
+        fields = {"values": torch.cat([pairs.values[:1], torch.tensor([0., -1e-3])]).to(pairs.values),
+                  "vectors": torch.stack([pairs.vectors[0], dead.to(pairs.vectors), pairs.vectors[1]]),
+                  "residuals": torch.full((3,), 1e-6).to(pairs.residuals), "converged": torch.ones(3, dtype=torch.bool)}
+        view = EigenvectorSliders(objective, replace(pairs, **fields), n=20)
+        flat, norm = view.sliders[1], objective.theta.norm().item()
+        assert (flat.min, flat.max) == pytest.approx((-1, 1)) and "not yet risen" in flat.tooltip and not flat.marks
+        assert f"one unit is {norm:.3g}" in flat.tooltip and "as far as it was looked for" in view.legend.value
+        view.state = {"amounts": (0., .5, 0.)}
+        assert view.numbers["loss"] == pytest.approx(objective.value(), rel=1e-4) and view.numbers["changed"] == 0
+        assert view.error.value == "" and view.sliders[2].min < 0 < view.sliders[2].max
+        view.close()
 
     def test_a_plane_of_ones_own(self):
         objective, pairs = problem("rows")
@@ -219,6 +269,7 @@ class TestBoundaryExplorer:
         view = BoundaryExplorer(objective, pairs, n=24)
         X, y = next(objective.micro_batches())
         detail = view.detail.value
+        assert view.detail.layout.display == "none" and view.table.value == ""  # there is nothing to show yet
         u, v = (sum(view.shown.grid.extent[i:i + 2]) / 2 for i in (0, 2))
         view.picture.pointer = view.canvas.place(u, v)
         here = view.numbers
@@ -229,7 +280,66 @@ class TestBoundaryExplorer:
         assert objective.predict(here["boundary"][None]).argmax().item() == here["beyond"] != here["class"]
         assert here["boundary_distance"] == pytest.approx((here["boundary"] - here["input"]).norm().item(), rel=1e-3)
         assert f"confidence {here['confidence']:.2%}" in view.readout.value
-        assert (view.detail.value != detail) == (kind == "images")
+        assert (view.detail.value != detail) == (view.detail.layout.display == "") == (kind == "images")
+        assert ("boundary point" in view.table.value) == (kind == "rows")
+        if kind != "plane":  # another plane: the point is gone, and with it what was told about it
+            view.plane_choice.value = "principal axes"
+            assert view.table.value == "" and view.detail.layout.display == "none" and view.detail.value == b""
+        view.close()
+
+    def test_a_slice_says_that_it_is_one(self, each):
+        kind, objective, pairs = each
+        view, (X, _) = BoundaryExplorer(objective, pairs, n=24), next(objective.micro_batches())
+        for plane in [p for p in view.planes if p != "designed inputs"]:
+            view.plane_choice.value = plane
+            there = view.shown.grid.plane
+            drawn = objective.predict(there.at(there.project(X)[0])).argmax(1)  # the colours under the dots
+            n = int((drawn != objective.predict(X).argmax(1)).sum())
+            assert kind != "plane" or n == 0
+            said = f"{n} of {len(X)} examples ({n / len(X):.0%}) lie on a colour that is not their own prediction"
+            assert (said in view.readout.value) == (kind != "plane"), (plane, view.readout.value)
+        view.close()
+
+    def test_the_features_that_tell_most(self):
+        X = randn(40, 30, dtype=torch.float32) * torch.logspace(-2, 2, 30)
+        y = (X[:, 3] / X[:, 3].std() > 0).long()
+        objective = Objective(build(lambda: nn.Linear(30, 2)).float(), (X, y))
+        view = BoundaryExplorer(objective, top_eigenpairs(HessianOperator(objective), 2, tol=1e-3), n=20)
+        view.point = .1, .2
+        here, told = view.numbers, lambda: re.findall(r">(x\d+)<", view.table.value)
+        shown = torch.stack([here["input"], X[here["nearest"]], here["boundary"]])
+        apart = (shown.amax(0) - shown.amin(0)) / X.std(0)
+        assert told() == [f"x{j + 1}" for j in apart.argsort(descending=True)[:12].tolist()] != [
+            f"x{j + 1}" for j in range(12)]
+        assert "12 of 30 features" in view.table.value and "standard deviations" in view.table.value
+        view.every.value = True
+        assert told() == [f"x{j + 1}" for j in range(30)] and "of 30 features" not in view.table.value
+        assert view.numbers is here  # nothing was searched anew
+        view.close()
+
+    def test_slow_steps_are_announced_and_hold_the_controls(self, monkeypatch):
+        view, seen = BoundaryExplorer(*problem("rows"), n=24), {}
+        def watched(name):
+            from hessnb.show import explorer
+            inner = getattr(explorer, name)
+            def call(*args, **kwargs):
+                seen[name] = view.busy.what, "hessnb-working" in view.busy.line.value, [
+                    c.disabled for c in (view.plane_choice, view.example_boxes[0])]
+                return inner(*args, **kwargs | ({"n_steps": 4} if name == "design_input" else {}))
+            monkeypatch.setattr(explorer, name, call)
+        for name in ("design_input", "boundary_points", "align", "look_at"): watched(name)
+        view.layer_choice.value = 0
+        for plane in ("boundary points", "designed inputs"): view.plane_choice.value = plane
+        view.point = 0., 0.
+        said = {name: what for name, (what, *_) in seen.items()}
+        assert said == {"align": "alignments on the plane", "boundary_points": "laying the plane: boundary points",
+                        "design_input": "laying the plane: designed inputs",
+                        "look_at": "searching the boundary nearest to this point"}
+        assert all(shown for _, shown, _ in seen.values()) and view.error.value == ""
+        assert all(all(held) for name, (*_, held) in seen.items() if name != "look_at")
+        assert view.busy.line.value == "" and not any(c.disabled for c in view.controls)
+        view.state = {"plane": "boundary points", "examples": (0, 0, 1)}  # ends by an error
+        assert view.error.value and view.busy.line.value == "" and not any(c.disabled for c in view.controls)
         view.close()
 
     def test_boxes(self):
@@ -237,7 +347,12 @@ class TestBoundaryExplorer:
         before = view.picture.value
         for i, value in enumerate((5, 9, 17)): view.example_boxes[i].value = value
         assert view.examples == (5, 9, 17) and view.picture.value != before and view.error.value == ""
+        for typed in (30, -1):
+            view.example_boxes[0].value = typed
+            assert f"no example {typed}: they are numbered 0 to 29; 5 is kept" in view.error.value
+            assert view.examples == (5, 9, 17) and view.example_boxes[0].value == 5
         view.plane_choice.value = "two features"
+        assert view.error.value == ""
         view.feature_boxes[0].value, view.feature_boxes[1].value = 3, 4
         assert view.features == (3, 4) and view.shown.grid.names == ("d", "e")
         view.feature_boxes[0].value = 4
@@ -276,7 +391,7 @@ class TestOneLogit:
         objective, pairs = one_logit
         X, y = next(objective.micro_batches())
         view = EigenvectorSliders(objective, pairs, n=24)
-        view.sliders[0].value = 2.
+        view.sliders[0].value = .9 * view.sliders[0].max
         out = view.perturbed()(X).detach()
         assert view.error.value == "" and view.numbers["accuracy"] == ((out > 0) == (y > 0)).double().mean().item()
         loss = nn.functional.binary_cross_entropy_with_logits(out, y).item()
@@ -314,6 +429,7 @@ class TestOneLogit:
         assert book.tabs.titles[-2:] == ("minima", "numbers") and "test accuracy" in book.numbers.value
         book.explorers["minima"].slider.value = 1.
         assert book.explorers["minima"].error.value == "" and len(book.export(tmp_path)) == 12
+        assert ("on another colour" in book.explorers["minima"].readout.value) == (X[0].numel() > 2)
         book.close()
 
 
@@ -440,7 +556,7 @@ class TestWorkbook:
             book = Workbook(model, loader, k=3, test=(X, y), background=False)
             assert book.error.value == ""
             assert list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "layers", "numbers"]
-            book.explorers["sliders"].sliders[0].value = 1.
+            book.explorers["sliders"].sliders[0].value = .1
             files = book.export(tmp_path)
         stored = np.load(tmp_path / "model_eigenpairs.npz")
         assert_close(torch.tensor(stored["values"]), book.pairs["model"].values)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['GLOSSARY', 'Term', 'find_term', 'meaning', 'glossary_html']
 
-# %% ../../nbs/boundary/19_glossary.ipynb #40c66d59
+# %% ../../nbs/boundary/19_glossary.ipynb #416786ce
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .columns import COLUMNS
 
-# %% ../../nbs/boundary/19_glossary.ipynb #5f39db84
+# %% ../../nbs/boundary/19_glossary.ipynb #9937588a
 @dataclass(frozen=True)
 class Term:
     "A word, and what it means."
@@ -27,7 +27,7 @@ _LOSS = "loss"
 _CURVATURE = "loss / parameter²"
 _INPUT = "units of the inputs"
 
-# %% ../../nbs/boundary/19_glossary.ipynb #eaafe22a
+# %% ../../nbs/boundary/19_glossary.ipynb #6ec67ddb
 _MORE = {  # column: what follows its help, unit, typical, link
     "boundary_directions": (
         "Measured at points on the boundary between training examples, each layer with the same say. One "
@@ -66,10 +66,21 @@ def _of_columns() -> Iterable[Term]:
         better = {"lower": " Lower is better.", "higher": " Higher is better.", None: ""}[c.better]
         yield Term(c.title, f"{c.help[:1].upper()}{c.help[1:]}. {more}".strip() + better, *rest)
 
-# %% ../../nbs/boundary/19_glossary.ipynb #6276d874
+# %% ../../nbs/boundary/19_glossary.ipynb #a7cac6a9
 _CURVATURES = (
     Term("loss", "Mean loss over the training data: how badly the network does there, 0 at best.", _LOSS,
          link="curvature/objective"),
+    Term("minimum", "A network at the end of its training. The gradient need not be exactly zero there.",
+         link="paper/minima"),
+    Term("normal", "Kind of minimum: trained from the usual initialisation.", link="paper/minima"),
+    Term("adversarial", "Kind of minimum: trained on random labels first, until they were known by heart, and then on "
+         "the true ones. Its boundary stays complex.", link="paper/minima"),
+    Term("large norm", "Kind of minimum: trained from the usual initialisation scaled up, to be as large as the "
+         "adversarial one. A control for what the mere size of the parameters does.", link="paper/minima"),
+    Term("noisy init", "Kind of minimum: trained on a harder variant of the data first, which moves the boundary to "
+         "another place.", link="paper/minima"),
+    Term("zoo", "Trained weights that ship with hessnb, so that a page speaks of the same network on every machine.",
+         link="paper/zoo"),
     Term("training loss", "Mean loss over the training data of the network as it is shown, moved or not. Near that of "
          "the trained network nothing is lost yet; ten times as much means that it has been damaged.", _LOSS,
          link="show/sliders"),
@@ -78,6 +89,9 @@ _CURVATURES = (
     Term("quadratic prediction", "What the training loss would be if it were a parabola along each eigenvector: loss "
          "plus slope plus half of the eigenvalue times the step squared. Where the true loss is far from it, the "
          "eigenvalue no longer describes the loss.", _LOSS, link="show/sliders"),
+    Term("quadratic range", "How far one can go along an eigenvector until the true rise of the loss is a tenth away "
+         "from the quadratic prediction; shaded on the sliders. Short: the eigenvalue describes the loss nearby only.",
+         "curvature lengths", link="show/sliders"),
     Term("training accuracy", "Share of training examples that are predicted as labelled.", "share",
          link="show/sliders"),
     Term("accuracy", "Share of examples that are predicted as labelled.", "share", link="training/measures"),
@@ -114,7 +128,7 @@ _CURVATURES = (
          link="curvature/sampling"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #d9d918ea
+# %% ../../nbs/boundary/19_glossary.ipynb #3360222a
 _ALIGNMENTS = (
     Term("layer", "One module or one tensor of parameters of the network.", link="curvature/layers"),
     Term("parameters", "How many parameters a layer has, and their share of the network's. The share is what the "
@@ -138,11 +152,17 @@ _ALIGNMENTS = (
          "half the difference of the mean alignments of the two groups: near 1 their gradients lie along the "
          "eigenvector, near 0 it hardly tells them apart.", _ONE,
          link="boundary/structure"),
+    Term("contrast", "Half the difference between the mean alignments of two groups of examples: 1 if they lie at the "
+         "two ends of an eigenvector, 0 if it does not tell them apart. Over a handful of examples it proves nothing.",
+         _ONE, link="boundary/probe"),
+    Term("explained", "Share of an eigenvector that lies in the span of the mean gradients of groups of examples. Near "
+         "1: it is made of differences between classes; near 0: of something else.", "share",
+         link="boundary/structure"),
     Term("participation ratio", "Over how many parts something is spread: n if n parts have equal shares, 1 if one has "
          "everything.", _ONE, link="boundary/structure"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #5fb0de10
+# %% ../../nbs/boundary/19_glossary.ipynb #99180459
 _BOUNDARIES = (
     Term("decision boundary", "The inputs at which the predicted class changes.", link="boundary/curves"),
     Term("boundary", "The nearest input found at which the prediction changes, how far it is, and which class is "
@@ -165,6 +185,12 @@ _BOUNDARIES = (
     Term("classes in view", "The classes that are predicted somewhere in the picture.", link="show/explorer"),
     Term("plane", "A two-dimensional slice through input space, by three inputs or along two features. With more than "
          "two features, examples are projected on it and need not lie in it.", link="boundary/plane"),
+    Term("slice", "Colours are those of the plane alone, a slice; the examples drawn on it are projections. The share "
+         "of them on a colour that is not their own prediction says how much the picture misleads about them.",
+         "examples", link="boundary/plane"),
+    Term("on another colour", "Share of the examples that are drawn on a colour which is not their own prediction, "
+         "since they do not lie in the plane. Large: read the picture as a slice, not as a map.", "share",
+         link="show/comparer"),
     Term("point", "Place in the plane, in its own two coordinates.", _INPUT, link="show/explorer"),
     Term("predicted", "Class that the network gives to the input, and the probability that it claims. A probability is "
          "what the network says, not how often it is right.", "probability", link="show/explorer"),
@@ -175,7 +201,7 @@ _BOUNDARIES = (
     Term("class", "Label of an example.", link="show/spectrum"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #2f1e68e8
+# %% ../../nbs/boundary/19_glossary.ipynb #0903604e
 _TRAININGS = (
     Term("step", "Update of the parameters by the optimiser, counted from the beginning.", "steps",
          link="training/track"),
@@ -198,12 +224,12 @@ _TRAININGS = (
 _ALL = *_of_columns(), *_CURVATURES, *_ALIGNMENTS, *_BOUNDARIES, *_TRAININGS
 GLOSSARY: dict[str, Term] = {term.name: term for term in _ALL}  # by the name that is shown
 
-# %% ../../nbs/boundary/19_glossary.ipynb #7b16d088
+# %% ../../nbs/boundary/19_glossary.ipynb #bdadaf53
 _FILES = {c.name: c.title for c in COLUMNS if c.title}  # names in files, which are other keys
 
 def _forms(word: str) -> Iterable[str]:
     "What to look for: the word, without what hangs on it, in the singular."
-    word = " ".join(word.lower().split())
+    word = " ".join(re.split(r"[\s_-]+", word.lower().strip()))
     bare = re.sub(r"\s*(\(.*\)|\d+|:)$", "", word)
     for w in (word, bare):
         yield from (w, re.sub(r"ies$", "y", w), re.sub(r"(ss|x|ch)es$", r"\1", w), re.sub(r"s$", "", w))
@@ -224,7 +250,7 @@ def meaning(
     term = find_term(word)
     return "" if term is None else term.meaning
 
-# %% ../../nbs/boundary/19_glossary.ipynb #0bf8e145
+# %% ../../nbs/boundary/19_glossary.ipynb #b7e7f1c5
 def glossary_html(
     words: Iterable[str] | None = None,  # to be explained; None: all
     address: Callable[[str], str] = lambda link: "",  # of the page of a `Term.link`; empty: no link

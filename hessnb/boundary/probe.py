@@ -196,8 +196,9 @@ def perturb(
 class LossLengths:
     "How far to move along eigenvectors until the true loss has risen by stated amounts."
     rises: tuple[float, ...]  # of the loss, ascending
-    lengths: Tensor  # `(k, 2, r)` in parameter space, along -v and +v; infinite: not within `longest`
+    lengths: Tensor  # `(k, 2, r)` in parameter space, along -v and +v; infinite: not within `walked`
     quadratic: Tensor  # `(k, 2)`, the quadratic prediction holds up to there, as far as the walk went
+    walked: Tensor  # `(k, 2)`, how far was looked: to the largest rise, to `longest`, or as far as the loss is finite
     longest: float  # length at which a walk ends
     tolerance: float  # of the quadratic prediction
     n_values: int  # losses computed, each a forward pass over the data
@@ -255,7 +256,11 @@ class _Line:
             share = math.log((1 + rtol / 2) * rise / low) / math.log(high / low) if low > 0 and high < math.inf else .5
             middle = before * (after / before) ** min(.9, max(.1, share))
             before, after = (before, middle) if self.rise(middle) >= rise else (middle, after)
-        return before if math.isfinite(after) and math.isinf(self.rise(after)) else after
+        return after if math.isfinite(after) and math.isfinite(self.rise(after)) else math.inf
+
+    def end(self, lengths: Sequence[float], rtol: float) -> float:
+        "The last length that was looked at, or the last one at which the loss is finite."
+        return self.first(lambda t: math.isinf(self.rise(t)), lengths, rtol)[0]
 def _value(objective: Objective, theta: Tensor) -> float:
     "The loss there; infinite where the model's outputs are not finite, which the objective refuses."
     try: return objective.value(theta)
@@ -291,7 +296,7 @@ def loss_lengths(
     if len(curvatures) != len(V): raise ValueError(f"expected {len(V)} curvatures, got {len(curvatures)}")
     slopes, curvatures = (V @ objective.grad()).double().tolist(), curvatures.double().tolist()
     allowed = lambda predicted: tolerance * max(abs(predicted), rises[0])
-    lengths, quadratic, n_values = [], [], 0
+    lengths, quadratic, ends, n_values = [], [], [], 0
     for v, value, slope in zip(V, curvatures, slopes):
         for sign in (-1, 1):
             line = _Line(lambda t: _value(objective, theta + sign * t * v) - rest, sign * slope, value, allowed)
@@ -299,8 +304,8 @@ def loss_lengths(
             walked = line.walk(start, longest, rises)
             lengths.append([line.length(rise, walked, rtol) for rise in rises])
             quadratic.append(line.first(line.breaks, walked, rtol)[0])
+            ends.append(line.end(walked, rtol))
             n_values += len(line.known)
-    shape = len(V), 2
-    found = torch.tensor(lengths, dtype=torch.float64).reshape(*shape, len(rises))
-    ends = torch.tensor(quadratic, dtype=torch.float64).reshape(shape)
-    return LossLengths(rises, found, ends, longest, tolerance, n_values, objective.n_examples)
+    found = [torch.tensor(each, dtype=torch.float64) for each in (lengths, quadratic, ends)]
+    by_sign = (each.unflatten(0, (len(V), 2)) for each in found)
+    return LossLengths(rises, *by_sign, longest, tolerance, n_values, objective.n_examples)

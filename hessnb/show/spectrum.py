@@ -6,10 +6,11 @@
 __all__ = ['kind_of_inputs', 'Examples', 'Contents', 'AlignmentMaps', 'draw_aligned', 'aligned_rows', 'SpectrumExplorer']
 
 # %% ../../nbs/show/09_spectrum.ipynb #e9e52f95
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import ipywidgets
+import torch
 import traitlets
 from torch import Tensor
 
@@ -60,11 +61,21 @@ class Examples:
         *,
         most: int = 12,  # features
     ) -> list[tuple[str, ...]]:
-        "Rows of a read-out: a feature each, a column for every input."
-        flat = [x.flatten().tolist() for x in columns.values()]
-        rows = [(name, *(f"{x[j]:.4g}" for x in flat)) for j, name in enumerate(self.features[:most])]
-        more = [("...", *("" for _ in flat))] if len(self.features) > most else []
-        return [("", *columns), *rows, *more]
+        "Rows of a read-out: a feature each, a column for every input; of many features those that tell most."
+        flat, D = [x.flatten().tolist() for x in columns.values()], len(self.features)
+        rows = [(self.features[j], *(f"{x[j]:.4g}" for x in flat)) for j in self.telling(columns.values(), most)]
+        more = [("", f"{most} of {D} features: those in which these differ most, in their standard deviations")]
+        return [("", *columns), *rows, *(more if D > most else [])]
+
+    def telling(self,
+        inputs: Iterable[Tensor],  # `(D,)` each
+        most: int,
+    ) -> list[int]:
+        "All features as they come; or the `most` in which inputs differ most for their spread, the first first."
+        if len(self.features) <= most: return list(range(len(self.features)))
+        flat, X = torch.stack([x.flatten().double().cpu() for x in inputs]), self.X.flatten(1).double().cpu()
+        apart = flat.amax(0) - flat.amin(0) if len(flat) > 1 else (flat[0] - X.mean(0)).abs()  # of one: from the mean
+        return (apart / X.std(0, correction=0)).nan_to_num(0.).argsort(descending=True, stable=True)[:most].tolist()
 
 # %% ../../nbs/show/09_spectrum.ipynb #5febb17c
 class Contents:
