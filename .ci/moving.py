@@ -3,17 +3,16 @@ import sys
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(root))
-
-from hessnb import HessianOperator, Objective, top_eigenpairs
-from hessnb.paper.data import load_data
-from hessnb.paper.zoo import find_minimum
-from hessnb.show.moving import MovingPictures
 
 WHICH = (0, 1, 4)  # eigenvectors, counted from 0
 
 
 def pictures():
+    sys.path.insert(0, str(root))
+    from hessnb import HessianOperator, Objective, top_eigenpairs
+    from hessnb.paper.data import load_data
+    from hessnb.paper.zoo import find_minimum
+    from hessnb.show.moving import MovingPictures
     data = load_data("gauss")
     objective = Objective(find_minimum("normal", data).model, (data.X_train, data.y_train))
     pairs = top_eigenpairs(HessianOperator(objective), 5, tol=1e-3)
