@@ -24,7 +24,7 @@ WINGS = {  # reading order of the folders, each with its caption; "": the notebo
     "paper": "Paper: the experiments",
     "": "Use: names, report, command, workbook",
 }
-TOP = ("names", "report", "cli", "main", "lab")  # reading order at the top
+TOP = ("names", "analysis", "figures", "page", "report", "given", "cli", "main", "lab")  # reading order at the top
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
