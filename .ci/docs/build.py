@@ -27,7 +27,7 @@ WINGS = {  # reading order of the folders, each with its caption; "": the notebo
     "paper": "Paper: the experiments",
     "": "Use: names, report, command, workbook",
 }
-TOP = ("names", "report", "cli", "main", "lab")  # reading order at the top
+TOP = ("names", "analysis", "figures", "page", "report", "given", "cli", "main", "lab")  # reading order at the top
 # in a page, below a picture for those who cannot have it: data set and kind of minimum
 MOVING = re.compile(r"^(?:!\[.*\]\(.*\)\n)?<!-- moving: (\w+) (\w+) -->$", flags=re.M)
 SLIDERS = {"start": "gauss normal", "show/08_sliders": "gauss normal"}  # pages whose sliders also move without a kernel
