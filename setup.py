@@ -30,9 +30,8 @@ setup(
     package_dir={"hessnb.tutorials": "nbs", "hessnb.tutorials.benchmarks": "benchmarks"},  # what `hessnb lab` copies
     package_data={
         "hessnb": ["py.typed", "*.pyi", "**/*.js", "**/*.css", "**/*.html", "**/*.json", "**/*.safetensors"],
-        "hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "recipes/*", "paper/*.ipynb", "results/*",
-                             "images/*.png"],
-        "hessnb.tutorials.benchmarks": ["*.py"],
+        "hessnb.tutorials": ["start.ipynb", "*/*.ipynb", "recipes/*.py", "results/*"],
+        "hessnb.tutorials.benchmarks": ["*.py", "results/*.json"],
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

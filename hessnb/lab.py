@@ -52,7 +52,8 @@ def files_to_copy() -> dict[str, Path]:
     source = tutorials()
     paths = {*linked_files(source / START), *(p.resolve() for pattern in _BESIDE for p in source.glob(pattern))}
     found = {path.relative_to(source.resolve()).as_posix(): path for path in paths if path.is_file()}
-    found |= {f"benchmarks/{path.name}": path for path in scripts().glob("*.py")}
+    for path in [*scripts().glob("*.py"), *scripts().glob("results/*.json")]:
+        found[f"benchmarks/{path.relative_to(scripts()).as_posix()}"] = path
     return dict(sorted(found.items()))
 
 def copy_tutorials(

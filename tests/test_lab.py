@@ -14,7 +14,6 @@ from hessnb import lab
 
 ROOT = HERE.parent
 FILES = re.compile(r"""["'(]((?:\.\.?/)*[\w/-]+\.(?:py|csv|npz|ipynb|md|pt|json|safetensors|png|gif|sh))["')#]""")
-WRITTEN = ("tutorials/06_your_model.ipynb",)  # pages whose code may name files that it writes itself
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +32,11 @@ def missing(folder):
         for cell in cells(page):
             source = "".join(cell["source"])
             named = [m for m in FILES.findall(source) if cell["cell_type"] == "markdown" and f"]({m}" in source
-                     or cell["cell_type"] == "code" and "/" in m]
+                     or cell["cell_type"] == "code" and m.startswith("../")]
             for name in named:
-                if not (page.parent / name).exists() and f"Path(\"{name}\")) if p.exists()" not in source \
-                        and f"else Path(\"{name}\")" not in source:
-                    yield page.relative_to(folder).as_posix(), name
+                if not (page.parent / name).exists(): yield page.relative_to(folder).as_posix(), name
+            for name in re.findall(r"\"(benchmarks/[\w/]+\.\w+)\"", source):
+                if not (folder / name).is_file(): yield page.name, name
             for name in re.findall(r"load_script\(\"(\w+)\"", source):
                 if not (folder / f"benchmarks/{name}.py").is_file(): yield page.name, name
 
@@ -100,3 +99,10 @@ def test_every_study_runs_in_the_copy(copied):
     for page in [*copied.glob("paper/*.ipynb"), *copied.glob("recipes/0[6-9]*.ipynb")]:
         done = run(page)
         assert done.returncode == 0, (page.name, done.stderr[-2000:])
+
+
+def test_no_link_between_notebooks_leads_nowhere():
+    links = [(page, link) for page in (ROOT / "nbs").rglob("*.ipynb") for cell in cells(page)
+             if cell["cell_type"] == "markdown"
+             for link in re.findall(r"\]\(((?:\.\./)*[\w/]+\.ipynb)", "".join(cell["source"]))]
+    assert len(links) > 40 and not [(page.name, link) for page, link in links if not (page.parent / link).exists()]
