@@ -1,12 +1,14 @@
 "The documentation site: built as `make docs` builds it, then every page is crawled as a browser without network would."
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 
 import hessnb
@@ -138,7 +140,7 @@ def test_public_names_and_no_others_stand_in_the_reference(site, pages):
 def test_every_public_name_has_an_example_and_no_table_is_empty(site, pages):
     for name in (n for n in pages if n.startswith("api/")):
         text = (site / name).read_text(encoding="utf-8")
-        sections = re.split(r'<section id="[^"]*">', text)[2:]
+        sections = re.split(r'<section id="[^"]*">', text)[1:]
         assert sections and all("<em>Example</em>" in s and "highlight-python" in s for s in sections), name
         for shown in re.findall(r"<table.*?</table>", text, flags=re.S):
             meanings = re.findall(r"<tr[^>]*>(?:\s*<td>.*?</td>){2}\s*<td>(.*?)</td>", shown, flags=re.S)
@@ -156,6 +158,64 @@ def test_hidden_cells_stay_hidden_and_code_is_folded(site):
     assert "default_exp" not in text and "#| export" not in text and text.count("hide above-input") > 50
 
 
+def test_nothing_shows_markdown_that_was_not_rendered(site, pages):
+    assert "<td><p>MLP of the paper</p></td>" in (site / "index.html").read_text(encoding="utf-8")
+    for path in site.rglob("*.html"):
+        shown = re.sub(r"<(script|style|pre)\b.*?</\1>", "", path.read_text(encoding="utf-8"), flags=re.S)
+        assert not re.search(r"\|\s*---\s*\|", re.sub(r"<[^>]*>", "", shown)), path.name
+
+
+def test_moving_pictures_stand_where_sliders_do(site):
+    for name in ("index", "start", "show/08_sliders"):
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
+        assert text.count('class="hessnb-moving"') == 1 and "data-film" not in text, name
+        assert len(re.search(r'<div class="hessnb-moving".*?</script></div>', text, flags=re.S)[0]) < 400_000
+    assert not [p for p in site.rglob("*.html") if "data-film" in p.read_text(encoding="utf-8")]
+
+
+def test_internals_and_checks_are_folded(site):
+    text = (site / "curvature/35_top.html").read_text(encoding="utf-8")
+    folded = " ".join(re.findall(r'<details class="inside">.*?</details>', text, flags=re.S))
+    assert 'id="hessnb.curvature.top.room_for"' in folded and "top_eigenpairs" in text
+    assert "nb-function-top-eigenpairs" not in folded and "From <code" in text
+    every = "".join(p.read_text(encoding="utf-8") for p in (site / "curvature").glob("*.html"))
+    assert every.count("tag_check") > 20 and "Check" in every
+
+
+def test_names_of_data_sets_lead_to_no_function(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    for name in ("circles", "moons", "checkerboard", "hierarchical", "iris"):
+        found = [m for m in re.findall(rf'(<a [^>]*>)?<code[^>]*><span class="pre">{name}</span></code>', text)]
+        assert found and not any(found), name
+    assert re.search(r'<a [^>]*href="curvature/37_trace.html[^>]*>(?:<[^>]*>)*trace<', text)
+
+
+def test_search_shows_excerpts_from_a_file(site):
+    sync, chromium = pytest.importorskip("playwright.sync_api"), shutil.which("chromium")
+    if chromium is None: pytest.skip("no Chromium on this machine")
+    with sync.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.goto((site / "search.html").as_uri() + "?q=margin")
+        page.locator("#search-results p.context").nth(3).wait_for(timeout=20_000)
+        assert "margin" in page.locator("#search-results p.context").nth(3).inner_text().lower()
+        browser.close()
+
+
+def test_cells_that_only_check():
+    docs = loaded()
+    def cell(source, outputs=()): return nbformat.v4.new_code_cell(source, outputs=list(outputs))
+    printed = [nbformat.v4.new_output("stream", text="x")]
+    for source, outputs, expected in [("assert a", (), True), ("x = f(1)\ntest_eq(x, 2)", (), True),
+                                      ("with expect_fail(ValueError): f()", (), True), ("x = f(1)", (), False),
+                                      ("for a in b: assert a", (), True), ("f(x)\nassert x", (), False),
+                                      ("print(x)\nassert x", printed, False), ("testing.assert_close(a, b)", (), True)]:
+        assert docs.only_checks(cell(source, outputs), source) is expected, source
+    assert docs.wraps(cell("x", printed)) and not docs.wraps(cell("x"))
+    table = [nbformat.v4.new_output("stream", text="a   b   c\n1   2   3")]
+    assert not docs.wraps(cell("x", table))
+
+
 def test_crawler_finds_faults(site, pages, tmp_path):
     (tmp_path / "a.html").write_text('<a id="x" href="#y">.</a><a href="b.html">.</a><img '
                                      'src="https://host/a.png"><script src="//host/b.js"></script>', encoding="utf-8")
@@ -166,10 +226,15 @@ def test_crawler_finds_faults(site, pages, tmp_path):
                                                                "https://host/c.css", "lost.png"]
 
 
-def test_signature_comes_from_the_source():
+def loaded():
     spec = importlib.util.spec_from_file_location("build_docs", DOCS / "build.py")
     docs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(docs)
+    return docs
+
+
+def test_signature_comes_from_the_source():
+    docs = loaded()
     text = docs.entry(docs.textwrap.dedent, "dedent")
     assert "{py:function} dedent(text)" in text
     assert docs.escape("|a| * `b|c` <d> $e_f$") == r"\|a\| \* `b\|c` \<d\> \$e\_f\$"

@@ -69,7 +69,7 @@ def only_checks(cell, source):
 def wraps(cell):
     "Is what the cell prints text, whose long lines may be broken, and no table?"
     texts = [o.get("text") or o.get("data", {}).get("text/plain") or "" for o in cell.outputs]
-    return any(texts) and not any(len(re.findall(r"\S {2,}\S", line)) > 1 for t in texts for line in t.split("\n"))
+    return any(texts) and not any(len(re.findall(r"\S {2,}(?=\S)", line)) > 1 for t in texts for line in t.split("\n"))
 
 
 # ---- signatures
