@@ -6,7 +6,7 @@ READY := $(VENV)/.ok
 # another processor's kernels, emulated: the same seed then trains another network
 OTHER := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
 
-.PHONY: run test test-all test-other export outputs bench lab docs readme check lint types coverage hooks clean
+.PHONY: run test test-all test-other export outputs bench lab docs readme pictures check lint types coverage hooks clean
 
 $(READY): settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,10 @@ docs: $(READY)  ## the documentation site, in _docs; needs no network
 
 readme: $(READY)  ## README.md from nbs/index.ipynb
 	$(BIN)/python .ci/render_readme.py
+
+pictures: $(READY)  ## the moving picture and the screenshot of README; the second needs Chromium
+	$(BIN)/python .ci/moving.py
+	$(BIN)/python .ci/screenshot.py
 
 check: $(READY)  ## is the tree clean, exported, in order and up to date?
 	bash .ci/check
