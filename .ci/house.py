@@ -11,7 +11,7 @@ from pathlib import Path
 
 WINGS = ("curvature", "boundary", "training", "show", "paper", "")  # "": the rooms at the top
 MODULE_LINES, CELL_LINES = 400, 80  # above these a reason is wanted; the guide is 300 and 15
-DRAWING = {"matplotlib": ("show", "report"), "mpl_toolkits": ("show", "report"), "ipywidgets": ("show",),
+DRAWING = {"matplotlib": ("show", "figures"), "mpl_toolkits": ("show", "figures"), "ipywidgets": ("show",),
            "anywidget": ("show",)}
 
 _ERROR = "only where an exception leaves: model or data may have drawn, and the caller gets the stream back"

@@ -20,8 +20,11 @@ hide = TagRemovePreprocessor(remove_cell_tags={"hide"}, remove_input_tags={"hide
 exporter.register_preprocessor(hide, enabled=True)
 body, resources = exporter.from_notebook_node(nb, resources={"output_files_dir": "nbs/images", "unique_key": "index"})
 body = re.sub(r"!\[png\]", lambda _: f"![{alts.pop(0)}]", body)
+body = re.sub(r"^<!--.*-->\n", "", body, flags=re.M)  # places that the site fills
+body = re.sub(r"\]\((?!\w+:|#|nbs/)", "](nbs/", body)  # links are as seen from the notebook
 images = root / "nbs/images"
 images.mkdir(exist_ok=True)
+for path in images.glob("index_*.png"): path.unlink()  # of cells that have moved
 for name, data in resources["outputs"].items(): (root / name).write_bytes(data)
 note = "<!-- Rendered from nbs/index.ipynb by `make readme`; edit that. -->\n\n"
 (root / "README.md").write_text(note + body.strip() + "\n", encoding="utf-8")

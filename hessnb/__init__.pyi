@@ -4,7 +4,7 @@ from .curvature.operator import MatrixOperator as MatrixOperator
 from .curvature.hessian import HessianOperator as HessianOperator
 from .curvature.gauss_newton import GGNOperator as GGNOperator, FisherOperator as FisherOperator
 from .curvature.eigenpairs import EigenPairs as EigenPairs, dense_eigenpairs as dense_eigenpairs
-from .curvature.top import top_eigenpairs as top_eigenpairs, refine as refine
+from .curvature.top import top_eigenpairs as top_eigenpairs
 from .curvature.lowrank import nonzero_eigenpairs as nonzero_eigenpairs
 from .curvature.trace import trace as trace
 from .curvature.density import spectral_density as spectral_density
@@ -37,5 +37,6 @@ from .show.comparer import MinimaComparer as MinimaComparer
 from .show.training import plot_training as plot_training
 from .show.training_explorer import TrainingExplorer as TrainingExplorer
 from .show.workbook import Workbook as Workbook
+from .report import write_report as write_report
 
 __version__: str

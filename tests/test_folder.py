@@ -10,25 +10,34 @@ from torch import nn
 
 from conftest import build, randn
 from hessnb import report as report_module
+from hessnb.analysis import QUICK
 from hessnb.boundary.columns import Missing
+from hessnb.boundary.compare import Comparison
 from hessnb.cli import main
+from hessnb.page import render_html
 from hessnb.paper.data import load_data
 from hessnb.paper.zoo import find_minimum
-from hessnb.report import analyse, render_html, report, summary, write_report
+from hessnb.report import analyse_minimum, report, subject_of, summary, write_analyses
 from hessnb.show import folder as folder_module
 from hessnb.show.folder import reserved, write_files
 from hessnb.show.plots import label_text, plot_classes, plot_comparison, plot_measure
+from hessnb.show.spectrum import Examples
 from hessnb.show.workbook import Workbook, file_names
 
 ODD = [r"$\foo{$", "<b>bold</b>", "R&D", 'quo"te\'s', "two\nlines", "x" * 300,
        "größer 日本", "שלום", "_under", "a$b$c$"]
-FAST = dict(minima=["normal"], k=3, progress=False)
+FAST = dict(minima=["normal"], k=3, quick=True, progress=False)
+QUICK_REPORT = ["report", "intro1d", "--minima", "normal", "--k", "3", "--quick"]
 
 
 @pytest.fixture(scope="module")
 def analysed():
     data = load_data("intro1d")
-    return data, [analyse(find_minimum("normal", data), data, k=3)]
+    return subject_of(data), [analyse_minimum(find_minimum("normal", data), data, k=3, effort=QUICK)]
+
+
+def write(subject, analyses, out):
+    with reserved(out) as folder: write_analyses(subject, analyses, folder)
 
 
 def contents(folder): return {p.name: p.read_text() for p in Path(folder).iterdir() if p.is_file()}
@@ -53,12 +62,12 @@ def test_an_error_leaves_what_was_there(tmp_path, analysed, monkeypatch, fails, 
     elif fails == "render_html": monkeypatch.setattr(report_module, "render_html", full)
     elif there: monkeypatch.setattr(folder_module.os, "replace", replace_but)
     else: monkeypatch.setattr(folder_module.os, "rename", full)
-    with pytest.raises(OSError): write_report(*analysed, out, force=True)
+    with pytest.raises(OSError): write(*analysed, out)
     monkeypatch.undo()
     assert (contents(out) == dict.fromkeys(["index.html", "summary.json", "mine.txt"], "old")) if there else \
         not out.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["r"] * there and (not there or len(list(out.iterdir())) == 3)
-    write_report(*analysed, out, force=True)
+    write(*analysed, out)
     assert json.loads((out / "summary.json").read_text())["dataset"] == "intro1d"
 
 
@@ -103,11 +112,12 @@ def test_relative_places_and_folders_that_are_there(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_odd_names_on_the_page(analysed):
     data, (analysis,) = analysed
-    names = ODD[:data.n_classes]
-    for start in range(0, len(ODD) - data.n_classes + 1, data.n_classes):
-        names = tuple(ODD[start:start + data.n_classes])
+    n = len(data.class_names)
+    for start in range(0, len(ODD) - n + 1, n):
+        names = tuple(ODD[start:start + n])
         named = replace(data, name=ODD[start], class_names=names)
-        page = render_html(named, [analysis])
+        shown = Examples(analysis.shown.X, analysis.shown.y, class_names=names)
+        page = render_html(named, [replace(analysis, shown=shown)])
         assert "<b>bold" not in page and ("&lt;b&gt;bold" in page) == ("<b>bold</b>" in (*names, named.name))
         json.dumps(summary(named, [analysis]), allow_nan=False)
 
@@ -117,7 +127,7 @@ def test_odd_names_in_figures(analysed):
     data, (a,) = analysed
     for ax in (plot_classes(randn(10, 2), torch.arange(10), ODD),
                plot_measure({name: torch.rand(4) for name in ODD}),
-               plot_comparison(report_module.Comparison(dict.fromkeys(ODD, a.examined)))):
+               plot_comparison(Comparison(dict.fromkeys(ODD, a.examined)))):
         ax.figure.canvas.draw()
         if ax.get_legend(): assert len(ax.get_legend().get_texts()) == len(ODD)
     assert all(len(label_text(name).replace("\\$", "$").strip()) <= 40 for name in ODD)
@@ -149,12 +159,12 @@ def test_names_of_files():
 
 
 def test_what_is_true_of_the_weights(tmp_path, capsys):
-    assert main(["report", "intro1d", "--minima", "normal", "--k", "3", "--out", str(tmp_path / "a")]) == 0
+    assert main([*QUICK_REPORT, "--out", str(tmp_path / "a")]) == 0
     said, page = capsys.readouterr().err, (tmp_path / "a" / "index.html").read_text()
     assert "weights intro1d-normal-0 from the zoo" in said and "intro1d-normal-0 of the zoo" in page
     numbers = json.loads((tmp_path / "a" / "summary.json").read_text())["minima"]["normal"]
     assert numbers["weights"] == "intro1d-normal-0" and "verified" in numbers
-    assert main(["report", "intro1d", "--minima", "normal", "--k", "3", "--retrain", "--out", str(tmp_path / "b")]) == 0
+    assert main([*QUICK_REPORT, "--retrain", "--out", str(tmp_path / "b")]) == 0
     assert "trained here" in capsys.readouterr().err
     assert "Trained for this page" in (tmp_path / "b" / "index.html").read_text()
 
@@ -164,9 +174,10 @@ def test_a_report_of_what_there_is(analysed, tmp_path):
     data, (a,) = analysed
     why = Missing("MyLoss has no <classes>")
     parts = dict.fromkeys(("alignment", "resolved", "measure", "structure", "margin", "outliers", "test_accuracy"), why)
-    bare = replace(a, examined=replace(a.examined, paper_margin=why, **parts), scan=None)
-    for analyses in ([bare], [a, replace(bare, minimum=replace(a.minimum, kind="adversarial"))]):
-        write_report(data, analyses, tmp_path / "r", force=True)
+    bare = replace(a, examined=replace(a.examined, paper_margin=why, **parts), scan=None, exhibits={}, tested=None,
+                   name="adversarial", minimum=replace(a.minimum, kind="adversarial"))
+    for analyses in ([bare], [a, bare]):
+        write(data, analyses, tmp_path / "r")
         page = (tmp_path / "r" / "index.html").read_text()
         assert "MyLoss has no &lt;classes&gt;" in page and "Whole spectrum" in page or "whole spectrum" in page
     numbers = json.loads((tmp_path / "r" / "summary.json").read_text())["minima"]

@@ -104,7 +104,7 @@ def test_circles(planted):
 
 
 def test_only_show_draws(planted):
-    rooms = {"show/00_plots": "import matplotlib.pyplot as plt", "report": "from matplotlib.figure import Figure"}
+    rooms = {"show/00_plots": "import matplotlib.pyplot as plt", "figures": "from matplotlib.figure import Figure"}
     assert planted(rooms) == []
     found = planted({**rooms, "boundary/00_plane": "def f():\n    import matplotlib",
                      "training/00_track": "import ipywidgets"})

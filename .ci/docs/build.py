@@ -10,7 +10,7 @@ import sys
 import textwrap
 from html.parser import HTMLParser
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import copytree, ignore_patterns, rmtree
 from tempfile import TemporaryDirectory
 
 import nbformat
@@ -27,8 +27,9 @@ WINGS = {  # reading order of the folders, each with its caption; "": the notebo
     "paper": "Paper: the experiments",
     "": "Use: names, report, command, workbook",
 }
-TOP = ("names", "report", "cli", "main", "lab")  # reading order at the top
-MOVING = re.compile(r"^<!-- moving: (\w+) (\w+) -->$", flags=re.M)  # in a page: data set and kind of minimum
+TOP = ("names", "analysis", "figures", "page", "report", "given", "cli", "main", "lab")  # reading order at the top
+# in a page, below a picture for those who cannot have it: data set and kind of minimum
+MOVING = re.compile(r"^(?:!\[.*\]\(.*\)\n)?<!-- moving: (\w+) (\w+) -->$", flags=re.M)
 SLIDERS = {"start": "gauss normal", "show/08_sliders": "gauss normal"}  # pages whose sliders also move without a kernel
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -63,6 +64,12 @@ def only_checks(cell, source):
     except SyntaxError: return False
     quiet = (ast.Assign, ast.AnnAssign, ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.For, ast.With)
     return any(map(is_check, body)) and all(is_check(node) or isinstance(node, quiet) for node in body)
+
+
+def wraps(cell):
+    "Is what the cell prints text, whose long lines may be broken, and no table?"
+    texts = [o.get("text") or o.get("data", {}).get("text/plain") or "" for o in cell.outputs]
+    return any(texts) and not any(len(re.findall(r"\S {2,}\S", line)) > 1 for t in texts for line in t.split("\n"))
 
 
 # ---- signatures
@@ -295,6 +302,7 @@ class Site:
             if {"hide", "default_exp"} & said.keys() or not cell.source.strip(): continue
             cell.outputs = [o for o in cell.outputs if o.get("data", {}).pop(WIDGET, None) is None or len(o.data) > 1]
             cell.metadata = nbformat.from_dict({"tags": [t for d, t in tags.items() if d in said]})
+            if wraps(cell): cell.metadata.tags.append("wrap")
             if "fig-alt" in said: cell.metadata["mystnb"] = {"image": {"alt": said["fig-alt"]}}
             if "export" in said: cells += map(nbformat.v4.new_markdown_cell, self.documented(cell.source, path))
             elif only_checks(cell, cell.source):
@@ -302,6 +310,7 @@ class Site:
                 cell.metadata = nbformat.from_dict({"tags": ["hide-input", "check"], "mystnb": said})
             cells.append(cell)
             if sliders and "EigenvectorSliders(" in cell.source and "export" not in said:
+                cell.outputs = []  # a picture that does not move
                 cells.append(nbformat.v4.new_markdown_cell(self.film(sliders)))
                 sliders = None
         nb.cells = cells
@@ -337,6 +346,7 @@ class Site:
 
     def write(self, folder):
         (folder / "api").mkdir()
+        copytree(root / "nbs/images", folder / "images", ignore=ignore_patterns("index_*"))
         for path in [*self.tutorials, *self.chapters]:
             page = folder / f"{place(path)}.ipynb"
             page.parent.mkdir(exist_ok=True)

@@ -246,7 +246,7 @@ class MovingPictures(DrawnFrames):
         plane = "" if self.grid.names[0] == "$x_1$" else " The plane is a slice of the input space, and examples are " \
             "drawn where they project."
         ends = self.found.lengths[..., -1].isfinite().all()
-        return ("Each slider moves the network along one Hessian eigenvector, the others at rest; the middle is the "
+        return ("Each slider moves the network along one eigenvector, the others at rest; the middle is the "
                 "network as trained (its boundary stays dashed), and either end is where the true training loss has "
                 f"risen by {self.rise:g}{'' if ends else ', or a whole norm of the parameters away'}; ticks: by "
                 f"{self.ticks[0]:g} and {self.ticks[1]:g}; green: the quadratic prediction holds there.{plane}")
