@@ -31,7 +31,7 @@ setup(
     package_data={
         "hessnb": ["py.typed", "*.pyi", "**/*.js", "**/*.css", "**/*.html", "**/*.json", "**/*.safetensors"],
         "hessnb.tutorials": ["start.ipynb", "tutorials/*.ipynb", "recipes/*", "paper/*.ipynb", "results/*",
-                             "images/*.png"],
+                             "images/*.png", "curvature/*.ipynb", "boundary/*.ipynb", "show/*.ipynb"],
         "hessnb.tutorials.benchmarks": ["*.py"],
     },
     python_requires=f">={cfg['min_python']}",
