@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['GLOSSARY', 'Term', 'find_term', 'meaning', 'glossary_html']
 
-# %% ../../nbs/boundary/19_glossary.ipynb #f3a9689e
+# %% ../../nbs/boundary/19_glossary.ipynb #d988cdfa
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .columns import COLUMNS
 
-# %% ../../nbs/boundary/19_glossary.ipynb #d0f337cc
+# %% ../../nbs/boundary/19_glossary.ipynb #c8853c6a
 @dataclass(frozen=True)
 class Term:
     "A word, and what it means."
@@ -27,7 +27,7 @@ _LOSS = "loss"
 _CURVATURE = "loss / parameter²"
 _INPUT = "units of the inputs"
 
-# %% ../../nbs/boundary/19_glossary.ipynb #8904cfe8
+# %% ../../nbs/boundary/19_glossary.ipynb #32e02d3a
 _MORE = {  # column: what follows its help, unit, typical, link
     "boundary_directions": (
         "Measured at points on the boundary between training examples, each layer with the same say. One "
@@ -68,7 +68,7 @@ def _of_columns() -> Iterable[Term]:
         better = {"lower": " Lower is better.", "higher": " Higher is better.", None: ""}[c.better]
         yield Term(c.title, f"{c.help[:1].upper()}{c.help[1:]}. {more}".strip() + better, *rest)
 
-# %% ../../nbs/boundary/19_glossary.ipynb #b0e98701
+# %% ../../nbs/boundary/19_glossary.ipynb #73f7acfe
 _CURVATURES = (
     Term("loss", "Mean loss over the training data: how badly the network does there, 0 at best.", _LOSS,
          link="curvature/objective"),
@@ -130,7 +130,7 @@ _CURVATURES = (
          link="curvature/sampling"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #b2d87808
+# %% ../../nbs/boundary/19_glossary.ipynb #471f8f3e
 _ALIGNMENTS = (
     Term("layer", "One module or one tensor of parameters of the network.", link="curvature/layers"),
     Term("parameters", "How many parameters a layer has, and their share of the network's. The share is what the "
@@ -164,7 +164,7 @@ _ALIGNMENTS = (
          "everything.", _ONE, link="boundary/structure"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #7f13771a
+# %% ../../nbs/boundary/19_glossary.ipynb #7df32382
 _BOUNDARIES = (
     Term("decision boundary", "The inputs at which the predicted class changes.", link="boundary/curves"),
     Term("boundary", "The nearest input found at which the prediction changes, how far it is, and which class is "
@@ -203,7 +203,7 @@ _BOUNDARIES = (
     Term("class", "Label of an example.", link="show/spectrum"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #6864665a
+# %% ../../nbs/boundary/19_glossary.ipynb #ab102fad
 _TRAININGS = (
     Term("step", "Update of the parameters by the optimiser, counted from the beginning.", "steps",
          link="training/track"),
@@ -226,7 +226,7 @@ _TRAININGS = (
 _ALL = *_of_columns(), *_CURVATURES, *_ALIGNMENTS, *_BOUNDARIES, *_TRAININGS
 GLOSSARY: dict[str, Term] = {term.name: term for term in _ALL}  # by the name that is shown
 
-# %% ../../nbs/boundary/19_glossary.ipynb #db73a0fd
+# %% ../../nbs/boundary/19_glossary.ipynb #1396a3c6
 _FILES = {c.name: c.title for c in COLUMNS if c.title}  # names in files, which are other keys
 
 def _forms(word: str) -> Iterable[str]:
@@ -252,7 +252,7 @@ def meaning(
     term = find_term(word)
     return "" if term is None else term.meaning
 
-# %% ../../nbs/boundary/19_glossary.ipynb #ac44dd3e
+# %% ../../nbs/boundary/19_glossary.ipynb #31a8bc87
 def glossary_html(
     words: Iterable[str] | None = None,  # to be explained; None: all
     address: Callable[[str], str] = lambda link: "",  # of the page of a `Term.link`; empty: no link
