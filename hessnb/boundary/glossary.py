@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['GLOSSARY', 'Term', 'find_term', 'meaning', 'glossary_html']
 
-# %% ../../nbs/boundary/19_glossary.ipynb #416786ce
+# %% ../../nbs/boundary/19_glossary.ipynb #d988cdfa
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .columns import COLUMNS
 
-# %% ../../nbs/boundary/19_glossary.ipynb #9937588a
+# %% ../../nbs/boundary/19_glossary.ipynb #c8853c6a
 @dataclass(frozen=True)
 class Term:
     "A word, and what it means."
@@ -27,12 +27,12 @@ _LOSS = "loss"
 _CURVATURE = "loss / parameter²"
 _INPUT = "units of the inputs"
 
-# %% ../../nbs/boundary/19_glossary.ipynb #6ec67ddb
+# %% ../../nbs/boundary/19_glossary.ipynb #32e02d3a
 _MORE = {  # column: what follows its help, unit, typical, link
     "boundary_directions": (
         "Measured at points on the boundary between training examples, each layer with the same say. One "
         "interval apart and a whole direction fewer are said to be simpler.", "directions",
-        "half moons 4.7 to 6.1, MNIST-1D 32 to 40: middle 80% of 64 sound networks each (results/ordinary.csv)",
+        "half moons 4.7 to 6.1, MNIST-1D 32 to 40: middle 80% of 64 sound networks each (table results/ordinary.csv)",
         "boundary/complexity"),
     "margin": (
         "A verified upper bound from a search: wider leaves more room for noise in the inputs. For images it is the "
@@ -41,21 +41,23 @@ _MORE = {  # column: what follows its help, unit, typical, link
     "effective_directions": (
         "n if n eigenvectors share the gradients equally. It looks at the training examples and does not follow the "
         "complexity of the boundary.", "directions",
-        "3.7 to 18: middle 80% of 99 networks (results/study.csv)", "boundary/structure"),
+        "3.7 to 18: middle 80% of 99 networks (table results/study.csv)", "boundary/structure"),
     "outliers": (
         "Few stand out where few pieces of boundary press against the data. The range in parentheses is what other "
         "constants of the rule would give.", "eigenvalues",
-        "half moons 4 to 8: middle 80% of 64 sound networks (results/ordinary.csv)", "curvature/outliers"),
+        "half moons 4 to 8: middle 80% of 64 sound networks (table results/ordinary.csv)", "curvature/outliers"),
     "lambda_1": (
         "The curvature of the loss in the steepest direction: large means that a small step there costs much. It moves "
         "when layers are rescaled, even if the network predicts the same.", _CURVATURE,
-        "0.99 to 7.3: middle 80% of 256 sound networks on four data sets (results/ordinary.csv)", "curvature/top"),
+        "0.99 to 7.3: middle 80% of 256 sound networks on four data sets (table results/ordinary.csv)",
+        "curvature/top"),
     "trace": (
         "The curvature summed over all directions, estimated from random ones; ± is one standard error.", _CURVATURE,
-        "1.8 to 52: middle 80% of 256 sound networks on four data sets (results/ordinary.csv)", "curvature/trace"),
+        "1.8 to 52: middle 80% of 256 sound networks on four data sets (table results/ordinary.csv)",
+        "curvature/trace"),
     "active": (
         "It depends on its threshold: with another one, another network may have fewer.", "eigenvectors",
-        "18 to 315: middle 80% of 99 networks (results/study.csv)", "boundary/measure"),
+        "18 to 315: middle 80% of 99 networks (table results/study.csv)", "boundary/measure"),
     "train_loss": ("Minima are compared fairly at the same one.", _LOSS, "", "curvature/objective"),
 }
 
@@ -66,7 +68,7 @@ def _of_columns() -> Iterable[Term]:
         better = {"lower": " Lower is better.", "higher": " Higher is better.", None: ""}[c.better]
         yield Term(c.title, f"{c.help[:1].upper()}{c.help[1:]}. {more}".strip() + better, *rest)
 
-# %% ../../nbs/boundary/19_glossary.ipynb #a7cac6a9
+# %% ../../nbs/boundary/19_glossary.ipynb #73f7acfe
 _CURVATURES = (
     Term("loss", "Mean loss over the training data: how badly the network does there, 0 at best.", _LOSS,
          link="curvature/objective"),
@@ -128,7 +130,7 @@ _CURVATURES = (
          link="curvature/sampling"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #3360222a
+# %% ../../nbs/boundary/19_glossary.ipynb #471f8f3e
 _ALIGNMENTS = (
     Term("layer", "One module or one tensor of parameters of the network.", link="curvature/layers"),
     Term("parameters", "How many parameters a layer has, and their share of the network's. The share is what the "
@@ -162,7 +164,7 @@ _ALIGNMENTS = (
          "everything.", _ONE, link="boundary/structure"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #99180459
+# %% ../../nbs/boundary/19_glossary.ipynb #7df32382
 _BOUNDARIES = (
     Term("decision boundary", "The inputs at which the predicted class changes.", link="boundary/curves"),
     Term("boundary", "The nearest input found at which the prediction changes, how far it is, and which class is "
@@ -201,7 +203,7 @@ _BOUNDARIES = (
     Term("class", "Label of an example.", link="show/spectrum"),
 )
 
-# %% ../../nbs/boundary/19_glossary.ipynb #0903604e
+# %% ../../nbs/boundary/19_glossary.ipynb #ab102fad
 _TRAININGS = (
     Term("step", "Update of the parameters by the optimiser, counted from the beginning.", "steps",
          link="training/track"),
@@ -224,7 +226,7 @@ _TRAININGS = (
 _ALL = *_of_columns(), *_CURVATURES, *_ALIGNMENTS, *_BOUNDARIES, *_TRAININGS
 GLOSSARY: dict[str, Term] = {term.name: term for term in _ALL}  # by the name that is shown
 
-# %% ../../nbs/boundary/19_glossary.ipynb #bdadaf53
+# %% ../../nbs/boundary/19_glossary.ipynb #1396a3c6
 _FILES = {c.name: c.title for c in COLUMNS if c.title}  # names in files, which are other keys
 
 def _forms(word: str) -> Iterable[str]:
@@ -250,7 +252,7 @@ def meaning(
     term = find_term(word)
     return "" if term is None else term.meaning
 
-# %% ../../nbs/boundary/19_glossary.ipynb #b7e7f1c5
+# %% ../../nbs/boundary/19_glossary.ipynb #31a8bc87
 def glossary_html(
     words: Iterable[str] | None = None,  # to be explained; None: all
     address: Callable[[str], str] = lambda link: "",  # of the page of a `Term.link`; empty: no link
