@@ -6,7 +6,7 @@
 __all__ = ['Exhibit', 'image_png', 'difference_png', 'shown_examples', 'nearest_exhibit', 'figure_png', 'aligned_exhibits',
            'neighbour_distance', 'designed_exhibit']
 
-# %% ../../nbs/show/19_evidence.ipynb #549ca3b5
+# %% ../../nbs/show/19_evidence.ipynb #30e28100
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from ..curvature.objective import Objective
 from .plane_plots import plot_plane
 from .spectrum import Examples
 
-# %% ../../nbs/show/19_evidence.ipynb #04e10507
+# %% ../../nbs/show/19_evidence.ipynb #19394f51
 @dataclass(frozen=True, eq=False)
 class Exhibit:
     "Inputs to look at, and what they show."
@@ -45,7 +45,7 @@ class Exhibit:
         sizes = {"images": len(self.images), "rows": max(len(self.rows) - 1, 0), "figures": len(self.figures)}
         return f"Exhibit({self.title}: {', '.join(f'{n} {what}' for what, n in sizes.items() if n)})"
 
-# %% ../../nbs/show/19_evidence.ipynb #eac65372
+# %% ../../nbs/show/19_evidence.ipynb #3967977a
 def image_png(
     x: Tensor,  # `(H, W)` or `(1 or 3, H, W)`
     low: float,  # drawn black
@@ -69,7 +69,7 @@ def _png(pixels: np.ndarray) -> bytes:
     Image.fromarray(pixels.astype(np.uint8)).save(file, "png", optimize=True)
     return file.getvalue()
 
-# %% ../../nbs/show/19_evidence.ipynb #54ec070e
+# %% ../../nbs/show/19_evidence.ipynb #070f3497
 def shown_examples(
     objective: Objective,
     class_names: Sequence[str] | None = None,
@@ -88,7 +88,7 @@ def _picture(data: Examples, x: Tensor) -> bytes:
     "An input in the range of the data."
     return image_png(x, data.X.min().item(), data.X.max().item())
 
-# %% ../../nbs/show/19_evidence.ipynb #36fa3090
+# %% ../../nbs/show/19_evidence.ipynb #47d2fd84
 def nearest_exhibit(
     objective: Objective,
     data: Examples,
@@ -122,7 +122,7 @@ def _changes(data: Examples, start: str, x: Tensor, stop: str, end: Tensor, most
     rest = away[list(order[most:])]
     if len(rest):
         share = (rest.square().sum() / away.square().sum()).item()
-        rows.append((f"{len(rest)} other features", "", "", f"{share:.0%} of the squared distance", ""))
+        rows.append((f"{len(rest)} others, {share:.0%} of the squared distance", "", "", "", ""))
     return (("", start, stop, "difference", "in standard deviations"), *rows)
 
 def _planes(objective: Objective, data: Examples, margin: Margin, scan: PlaneScan) -> tuple[tuple[str, bytes], ...]:
@@ -152,7 +152,9 @@ def figure_png(figure: Figure) -> bytes:
         file, "png", optimize=True)
     return file.getvalue()
 
-# %% ../../nbs/show/19_evidence.ipynb #e854c67f
+# %% ../../nbs/show/19_evidence.ipynb #f140657b
+_FAINT = .2  # a contrast up to which an eigenvector is said to separate nothing
+
 def aligned_exhibits(
     objective: Objective,
     data: Examples | None,  # None: inputs that cannot be shown
@@ -162,7 +164,7 @@ def aligned_exhibits(
     class_names: Sequence[str] | None = None,  # where there are no examples to show
     n_vectors: int = 5,
     n_examples: int = 4,  # on either side
-    most: int = 6,  # features
+    most: int = 4,  # features
 ) -> list[Exhibit]:
     "The examples most aligned with each of the first eigenvectors."
     found, n = [], min(n_vectors, len(pairs))
@@ -180,8 +182,9 @@ def aligned_exhibits(
             lines = ((str(j), named(c), f"{a[j]:+.2f}") for j, c in zip(rows, predicted))
             found.append(Exhibit(title, "The examples on either side.", rows=(head, *lines)))
             continue
-        pair = " against ".join(map(data.class_name, table[i]["classes"]))
-        text = f"Most of it separates {pair} (contrast {table[i]['contrast']:.2f} of 1)."
+        pair, contrast = " against ".join(map(data.class_name, table[i]["classes"])), table[i]["contrast"]
+        text = f"Most of it separates {pair} (contrast {contrast:.2f} of 1)." if contrast > _FAINT else \
+            f"It hardly tells two classes apart: {pair} has the largest contrast, {contrast:.2f} of 1."
         found.append(_on_both_sides(data, title, text, rows, a, predicted, most))
     return found
 
@@ -201,15 +204,15 @@ def _on_both_sides(data: Examples, title: str, text: str, rows: list[int], a: Te
              for j, name, x in zip(rows, said, flat))
     return Exhibit(title, text, rows=(("example", "class", "alignment", *(data.features[j] for j in columns)), *lines))
 
-# %% ../../nbs/show/19_evidence.ipynb #a9c306f8
+# %% ../../nbs/show/19_evidence.ipynb #cedc3dde
 def neighbour_distance(
     X: Tensor,  # `(M, ...)` inputs
     among: Tensor,  # `(N, ...)` inputs
-    allowed: Tensor | None = None,  # `(M, N)` bool, which pairs count; None: those that are not the same input
+    allowed: Tensor | None = None,  # `(M, N)` bool, which pairs count; None: all
 ) -> Tensor:  # `(M,)` float64, on the host
     "Distance of each input to the nearest of the others; infinite where there is none."
     distance = torch.cdist(X.flatten(1).double(), among.flatten(1).double())
-    return distance.masked_fill(distance == 0 if allowed is None else ~allowed, torch.inf).amin(1).cpu()
+    return (distance if allowed is None else distance.masked_fill(~allowed, torch.inf)).amin(1).cpu()
 
 def designed_exhibit(
     objective: Objective,
@@ -223,11 +226,12 @@ def designed_exhibit(
     typical: float | None = None,  # distance between neighbours, to compare with
 ) -> Exhibit | Missing:
     "Inputs designed for the first eigenvectors; `Missing` where the loss has none."
+    step = None if data.kind == "images" else .05 * _spread(data).median().item()  # features may differ in scale
     made, starts = [], []
     for i in range(min(n_vectors, len(pairs))):
         starts.append(int(alignment.cosines[:, i].nan_to_num().argmax()))
         try: made.append(design_input(objective, pairs.vectors[i], data.X[starts[-1:]], side=1, box=box,
-                                      n_steps=n_steps))
+                                      n_steps=n_steps, step_size=step))
         except (TypeError, ValueError) as refusal: return Missing(str(refusal))
     away = [neighbour_distance(d.inputs, data.X).item() for d in made]
     text = "Each climb starts at the training example most aligned with the eigenvector and changes the input until " \
