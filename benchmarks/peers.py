@@ -5,27 +5,25 @@
     python benchmarks/peers.py --only cnn lenet      problems whose name contains one of these
     python benchmarks/peers.py --summary             tables and plot from the rows that are there
     python benchmarks/peers.py --device cuda --out benchmarks/results/gpu
+    python benchmarks/peers.py --processor avx2 --threads 1 --out benchmarks/results/avx2
 
 On a CPU every run is a process of its own, forked from one that has imported everything and computed nothing, with the
 same number of threads; the runs of a problem are interleaved, repetition by repetition. A clock covers all that a user
 waits for: from a model and its data to the eigenvectors. Short runs are made twice in the process and the second one
 counts, because the first loads code; its time is kept as `cold`. Long ones are repeated less often: see `ENOUGH`.
 Memory is the growth of the process's high-water mark over the first, on a GPU that of torch's allocator. Afterwards,
-outside the clock, the residuals |Hv - lambda v| / |lambda| of the vectors that came back are computed in float64 with
+outside the clock, the residuals |Av - lambda v| / |lambda| of the vectors that came back are computed in float64 with
 products by plain double backward, lambda being their Rayleigh quotient, and the worst one is kept: a solver is compared
 only where it reached the goal. Rows go to `peers.jsonl` in `--out`; the benchmark goes on where it was stopped. Remove
-rows to measure them again.
+rows to measure them again. `--processor` has torch, MKL and oneDNN use the kernels of another processor.
 """
 import argparse
 import copy
-import functools
 import gc
 import importlib
-import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,190 +32,30 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse.linalg import LinearOperator, eigsh
+from peer_problems import Problem, build, drawn, kept_product
+from peer_solvers import LADDER, OF_GGN, SOLVERS
+from peer_tables import Rows, summarise
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessnb.boundary.alignment import align
-from hessnb.curvature import lanczos, operator
+from hessnb.curvature import fast, search, top
 from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.lowrank import nonzero_eigenpairs
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.top import eigenpairs_until, top_eigenpairs
-from hessnb.paper.data import load_data
-from hessnb.paper.networks import cnn, lenet5, mlp, resnet18
+from hessnb.paper.networks import mlp
 
-# float32 products are not exact enough for a smaller true residual, whoever computes
-FLOOR = {"float32": 1e-4, "float64": 0.}
 WARM = 5.  # seconds; a solver that is done sooner is asked twice, and the second time counts: the first one loads code
 # seconds; once a solver's runs on a problem add up to this, it is not repeated; nor is one that is far from the goal
 ENOUGH = 20.
-
-
-@dataclass(frozen=True)
-class Problem:
-    "A network at given parameters, its data, and what is asked."
-    network: str  # one of NETWORKS
-    n: int  # examples
-    k: int = 10  # pairs
-    tol: float = 1e-3
-    dtype: str = "float32"
-    device: str = "cpu"
-
-    @property
-    def key(self) -> str:
-        place = f"-{self.device}" if self.device != "cpu" else ""
-        return f"{self.network}-N{self.n}-k{self.k}-tol{self.tol:g}-{self.dtype}{place}"
-    @property  # worst true relative residual; ARPACK's own estimates are that exact
-    def goal(self) -> float: return max(1.5 * self.tol, FLOOR[self.dtype])
-
-
-# networks and data
-
-
-class Encoder(nn.Module):
-    "A transformer encoder of four layers for sequences of 32 symbols."
-    def __init__(self, width: int = 128, length: int = 32, n_symbols: int = 200, n_classes: int = 10):
-        super().__init__()
-        self.table, self.place = nn.Embedding(n_symbols, width), nn.Parameter(.02 * torch.randn(length, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 5 * width, dropout=0., batch_first=True, activation="gelu")
-        self.layers, self.out = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), nn.Linear(width, n_classes)
-    def forward(self, x: Tensor) -> Tensor: return self.out(self.layers(self.table(x) + self.place).mean(1))
-
-
-@functools.cache
-def digits(name: str, n: int) -> tuple[Tensor, Tensor]:
-    "The first `n` images of a fixed order of all that there are."
-    data = load_data(name, n_per_class=500 if name == "mnist10" else 300)
-    X, y = torch.cat([data.X_train, data.X_test]), torch.cat([data.y_train, data.y_test])
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))[:n]
-    return X[order].float(), y[order]
-
-
-def drawn(shape: tuple, n: int, symbols: int = 0) -> tuple[Tensor, Tensor]:
-    "Random images or sequences, and random labels of ten classes."
-    g = torch.Generator().manual_seed(0)
-    X = torch.randint(0, symbols, (n, *shape), generator=g) if symbols else torch.randn(n, *shape, generator=g)
-    return X, torch.randint(0, 10, (n,), generator=g)
-
-
-def gauss(n: int) -> tuple[Tensor, Tensor]:
-    data = load_data("gauss", n_per_class=2 * n // 3)
-    return data.X_train[:n].float(), data.y_train[:n]
-
-
-def encoder() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Encoder()
-
-
-# model, data of n examples, steps of full-batch Adam before the measurement
-NETWORKS: dict[str, tuple[Callable, Callable, int]] = {
-    "mlp": (lambda: mlp(2, 3), gauss, 200),
-    "cnn": (lambda: cnn(3), lambda n: digits("mnist017", n), 40),
-    "lenet": (lambda: lenet5(10, 1, 28), lambda n: digits("mnist10", n), 40),
-    "resnet": (lambda: resnet18(10), lambda n: drawn((3, 32, 32), n), 20),
-    "encoder": (encoder, lambda n: drawn((32,), n, symbols=200), 10),
-}
-
-
-def build(problem: Problem, folder: Path) -> tuple[nn.Module, Tensor, Tensor]:
-    "The model, briefly trained on its data (once; then read from a file), and the data, in the problem's precision."
-    make, data, steps = NETWORKS[problem.network]
-    model, (X, y) = make().eval().to(problem.device), (t.to(problem.device) for t in data(problem.n))
-    path = folder / f"{problem.network}-{problem.n}.pt"
-    if path.exists(): model.load_state_dict(torch.load(path, map_location=problem.device))
-    else:
-        adam = torch.optim.Adam(model.parameters(), 1e-3)
-        for _ in range(steps):
-            adam.zero_grad()
-            F.cross_entropy(model(X), y).backward()
-            adam.step()
-        adam.zero_grad()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(model.state_dict(), path)
-    dtype = getattr(torch, problem.dtype)
-    return model.to(dtype), X.to(dtype) if X.is_floating_point() else X, y
-
-
-# solvers: (problem, model, X, y, seed) -> vectors (k, P), number of products
-
-
-def ours(problem: Problem, model, X, y, seed: int, **kwargs) -> tuple[Tensor, int]:
-    op = HessianOperator(Objective(model, (X, y)))
-    pairs = top_eigenpairs(op, problem.k, tol=problem.tol, generator=torch.Generator().manual_seed(seed), **kwargs)
-    return pairs.vectors, op.n_matvecs
-
-
-def arpack(problem: Problem, product: Callable, n: int, seed: int) -> tuple[Tensor, int]:
-    "SciPy's solver on a product of NumPy vectors."
-    count, dtype = [0], np.dtype(problem.dtype)
-    def counted(v):
-        count[0] += 1
-        return product(v.reshape(-1))
-    v0 = np.random.default_rng(seed).standard_normal(n).astype(dtype)
-    _, V = eigsh(LinearOperator((n, n), matvec=counted, dtype=dtype), k=problem.k, which="LA", tol=problem.tol, v0=v0)
-    return torch.from_numpy(V.T.copy()), count[0]
-
-
-def curvlinops(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
-    from curvlinops import HessianLinearOperator
-    params = [p for p in model.parameters() if p.requires_grad]
-    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), params, [(X, y)], check_deterministic=False).to_scipy()
-    return arpack(problem, lambda v: H @ v, H.shape[0], seed)
-
-
-def backpack(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
-    from backpack.hessianfree.hvp import hessian_vector_product
-    params = [p for p in model.parameters() if p.requires_grad]
-    loss = F.cross_entropy(model(X), y)
-    grads = torch.autograd.grad(loss, params, create_graph=True)
-    def product(v):
-        parts = [part.view_as(p) for part, p in zip(torch.from_numpy(v).to(X.device).split([p.numel() for p in params]),
-                                                    params)]
-        return torch.cat([h.reshape(-1)
-                          for h in hessian_vector_product(loss, params, parts, grad_params=grads)]).cpu().numpy()
-    return arpack(problem, product, sum(p.numel() for p in params), seed)
-
-
-def eigenthings(problem: Problem, model, X, y, seed: int, steps: int | None = None) -> tuple[Tensor, int]:
-    "Its tolerance does not drive the iteration: the number of steps is given from outside, see `enough_steps`."
-    import hessian_eigenthings as peer
-    op = peer.HessianOperator(model, [(X, y)], peer.supervised_loss(nn.CrossEntropyLoss()))
-    result = peer.lanczos(op, k=problem.k, max_iter=steps, tol=problem.tol, which="LA", reorthogonalize=True, seed=seed)
-    return result.eigenvectors, result.iterations
-
-
-def pyhessian(problem: Problem, model, X, y, seed: int) -> tuple[Tensor, int]:
-    import pyhessian  # noqa: F401
-    peer, count = sys.modules["pyhessian.hessian"], [0]  # the package has a class of the same name
-    product = peer.hessian_vector_product
-    def counted(*args):
-        count[0] += 1
-        return product(*args)
-    peer.hessian_vector_product = counted
-    torch.manual_seed(seed)
-    try:
-        found = peer.hessian(model, nn.CrossEntropyLoss(), data=(X, y), cuda=X.is_cuda)
-        _, vectors = found.eigenvalues(maxIter=100, tol=problem.tol, top_n=problem.k)
-    finally: peer.hessian_vector_product = product
-    model.zero_grad(set_to_none=True)
-    return torch.stack([torch.cat([p.reshape(-1) for p in v]) for v in vectors]).detach(), count[0]
-
-
-SOLVERS = {
-    "hessnb": ours, "hessnb, no probe": lambda *args: ours(*args, miss_probability=1),
-    "curvlinops + SciPy": curvlinops, "BackPACK + SciPy": backpack, "hessian-eigenthings": eigenthings,
-           "PyHessian": pyhessian,
-}
-STEPS = (1, 1.5, 2, 3, 4, 6, 8, 12, 16)  # times (k + 10), tried for hessian-eigenthings
+PROCESSORS = {"own": {}, "avx2": dict(ATEN_CPU_CAPABILITY="avx2", MKL_CBWR="AVX2", ONEDNN_MAX_CPU_ISA="AVX2"),
+              "default": dict(ATEN_CPU_CAPABILITY="default", MKL_CBWR="COMPATIBLE", ONEDNN_MAX_CPU_ISA="SSE41")}
 
 
 # one run, in a process of its own
@@ -235,14 +73,11 @@ def memory(device: str, reset: bool = False) -> int:
 
 def residuals(problem: Problem, model: nn.Module, X: Tensor, y: Tensor, vectors: Tensor) -> list[float]:
     "True relative residuals in float64, by double backward."
-    model, X = copy.deepcopy(model).double(), X.double() if X.is_floating_point() else X
-    params, relative = list(model.parameters()), []
-    with sdpa_kernel(SDPBackend.MATH):
-        g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(F.cross_entropy(model(X), y),
-            params, create_graph=True)])
+    model, X, relative = copy.deepcopy(model).double(), X.double() if X.is_floating_point() else X, []
+    with sdpa_kernel(SDPBackend.MATH): product, _ = kept_product(problem, model, X, y)
     for v in vectors.double():
         v = v / v.norm()
-        w = torch.cat([p.reshape(-1) for p in torch.autograd.grad(g, params, v, retain_graph=True)])
+        w = product(v)
         value = v @ w
         relative.append(((w - value * v).norm() / value.abs()).item())
     return relative
@@ -251,7 +86,7 @@ def residuals(problem: Problem, model: nn.Module, X: Tensor, y: Tensor, vectors:
 def once(problem: Problem, solver: str, seed: int, data: tuple, steps: int | None, twice: bool) -> dict:
     "Solve; seconds (of a second time, if the first is short and `twice`), memory, products and true residuals."
     model, X, y = data
-    kwargs = dict(steps=steps) if solver == "hessian-eigenthings" else {}
+    kwargs = dict(steps=steps) if solver in LADDER else {}
     def timed():
         start = time.perf_counter()
         vectors, n_products = SOLVERS[solver](problem, model, X, y, seed, **kwargs)
@@ -262,14 +97,16 @@ def once(problem: Problem, solver: str, seed: int, data: tuple, steps: int | Non
         before = memory(problem.device, reset=True)
         vectors, n_products, cold = timed()
         seconds, peak = cold, memory(problem.device) - before
-        if twice and cold < WARM and peak < 4 * 2**30: vectors, n_products, seconds = timed()
+        compiled = solver.startswith("compiled")  # which takes many seconds, once
+        if compiled or twice and cold < WARM and peak < 4 * 2**30: vectors, n_products, seconds = timed()
     vectors = vectors.to(problem.device)
     overlap = (vectors.double() @ vectors.double().T -
                torch.eye(len(vectors), dtype=torch.float64, device=vectors.device)).abs().max().item()
-    place = dict(machine=f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU cores, torch {torch.__version__}")
+    place = dict(machine=f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU cores, torch {torch.__version__}") \
+        if X.is_cuda else {}
     return dict(seconds=seconds, cold=cold, mib=peak / 2**20, products=n_products,
                 residual=max(residuals(problem, model, X, y, vectors)), overlap=overlap, n_params=vectors.shape[1],
-                threads=torch.get_num_threads(), **(place if X.is_cuda else {}))
+                threads=torch.get_num_threads(), **place)
 
 
 def ready(problem: Problem, folder: Path) -> tuple:
@@ -293,40 +130,41 @@ def together(problem: Problem, folder: Path, solvers: list[str], repetitions: in
     def attempt(solver, seed, steps=None):
         try: return once(problem, solver, seed, data, steps, False)
         except Exception as e: return dict(failed=f"{type(e).__name__}: {e}"[:300])
-    steps = None
-    for factor in STEPS if "hessian-eigenthings" in solvers else ():
-        found = attempt("hessian-eigenthings", 0, round(factor * (problem.k + 10)))
-        if "failed" in found: break
-        if found["residual"] <= problem.goal / 10 and found["overlap"] < .1:
-            steps = round(factor * (problem.k + 10))
-            break
+    steps = {}
+    for solver in LADDER.keys() & set(solvers):
+        for wanted in ladder(solver, problem):
+            found = attempt(solver, 0, wanted)
+            if "failed" in found: break
+            if reaches(found, problem):
+                steps[solver] = wanted
+                break
     for repetition in range(-1, repetitions):
         for solver in solvers:
             if spent[solver] > ENOUGH: continue
-            hopeless = solver == "hessian-eigenthings" and steps is None
-            result = dict(failed="no number of steps of the ladder reached the goal") if hopeless else \
-                attempt(solver, max(repetition, 0), steps)
+            result = dict(failed=HOPELESS) if solver in LADDER and solver not in steps else \
+                attempt(solver, max(repetition, 0), steps.get(solver))
             if repetition >= 0 or "failed" in result: spent[solver] += result.get("seconds", math.inf)
             if repetition >= 0 or "failed" in result: yield dict(solver=solver, repetition=max(repetition, 0), **result)
 
 
-class Rows:
-    "Finished runs, in a file with a line for each."
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    def find(self, **key) -> list[dict]: return [r for r in self.rows if all(r.get(k) == v for k, v in key.items())]
-    def add(self, **row) -> dict:
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as f: f.write(json.dumps(row) + "\n")
-        return row
+HOPELESS = "no number of steps of the ladder reached the goal"
+
+
+def ladder(solver: str, problem: Problem) -> list[int]:
+    "Numbers of steps to try."
+    return [round(factor * (problem.k + 10)) for factor in LADDER[solver]]
+
+
+def reaches(found: dict, problem: Problem) -> bool:
+    "Is that enough, although other starts take a step or two more?"
+    return found["residual"] <= problem.goal / 10 and found["overlap"] < .1
 
 
 def load_peers() -> None:
     "Import what the solvers need, so that no clock sees it."
-    for name in ("curvlinops", "backpack.hessianfree.hvp", "hessian_eigenthings", "pyhessian"):
-        importlib.import_module(name)
+    for name in ("curvlinops", "backpack.hessianfree.hvp", "hessian_eigenthings", "pyhessian", "skerch.algorithms"):
+        try: importlib.import_module(name)
+        except ImportError as e: print(f"{name} is not there: {e}", file=sys.stderr)
 
 
 def child(args: argparse.Namespace, fn: Callable, *what) -> dict:
@@ -346,53 +184,53 @@ def child(args: argparse.Namespace, fn: Callable, *what) -> dict:
         process.join()
 
 
-def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem) -> int | None:
-    """The fewest steps of a ladder with which hessian-eigenthings reaches the goal; None if none does. Looked for once,
-    outside the clock, in its favour."""
-    for factor in STEPS:
-        steps = round(factor * (problem.k + 10))
-        found = rows.find(part="steps", problem=problem.key, steps=steps)
-        row = found[0] if found else rows.add(part="steps", problem=problem.key, steps=steps,
-                                              **child(args, run, problem, "hessian-eigenthings", 0, args.work, steps))
+def enough_steps(args: argparse.Namespace, rows: Rows, problem: Problem, solver: str) -> int | None:
+    """The fewest steps of a ladder with which a solver without a tolerance reaches the goal; None if none does. Looked
+    for once, outside the clock, in its favour."""
+    for steps in ladder(solver, problem):
+        key = dict(part="steps", problem=problem.key, steps=steps, solver=solver)
+        row = next(iter(rows.find(**key)), None)
+        row = row or rows.add(**key, **child(args, run, problem, solver, 0, args.work, steps))
         if "failed" in row: return None
-        # other starts take a step or two more
-        if row["residual"] <= problem.goal / 10 and row["overlap"] < .1: return steps
+        if reaches(row, problem): return steps
     return None
+
+
+def unasked(problem: Problem, solver: str) -> str | None:
+    "Why a solver is not asked; empty where that goes without saying; None if it is."
+    if solver == "hessnb, no probe" and problem.network != "mlp" or problem.curvature == "ggn" and solver not in OF_GGN:
+        return ""
+    if solver != "PyHessian": return None
+    if problem.device != "cpu": return ""
+    if problem.dtype == "float64": return "its vectors are float32"
+    if problem.k > 5 and problem.network != "mlp" or problem.network == "resnet": return "not run: up to 100 k products"
 
 
 def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> None:
     "All runs that have no row yet; a solver that failed once is not tried again on that problem."
+    def told(problem, row):
+        shown = ("solver", "repetition", "seconds", "mib", "products", "residual", "failed")
+        print(problem.key, {k: row[k] for k in shown if k in row}, flush=True)
     for problem in problems:
+        solvers = [s for s in args.solvers if unasked(problem, s) != ""]
         if problem.device != "cpu":
-            solvers = [s for s in args.solvers if s != "PyHessian"
-                       and (s != "hessnb, no probe" or problem.network == "mlp")
-                       and not rows.find(part="pairs", problem=problem.key, solver=s)]
-            for result in together(problem, args.work, solvers, args.repetitions) if solvers else ():
-                row = rows.add(part="pairs", problem=problem.key, **asdict(problem), **result)
-                print(problem.key, {k: row[k] for k in ("solver", "seconds", "mib", "products", "residual", "failed")
-                                    if k in row}, flush=True)
+            new = [s for s in solvers if not rows.find(part="pairs", problem=problem.key, solver=s)]
+            for result in together(problem, args.work, new, args.repetitions) if new else ():
+                told(problem, rows.add(part="pairs", problem=problem.key, **asdict(problem), **result))
             continue
         child(args, lambda problem=problem: bool(build(problem, args.work)))
-        steps = enough_steps(args, rows, problem) if "hessian-eigenthings" in args.solvers else None
+        steps = {s: enough_steps(args, rows, problem, s) for s in LADDER if s in solvers}
         for repetition in range(args.repetitions):
-            for solver in args.solvers:
+            for solver in solvers:
                 key = dict(part="pairs", problem=problem.key, solver=solver)
-                if rows.find(**key, repetition=repetition) or any("failed" in r for r in rows.find(**key)): continue
                 done = rows.find(**key)
+                if rows.find(**key, repetition=repetition) or any("failed" in r for r in done): continue
                 if sum(r["seconds"] for r in done) > ENOUGH or any(r["residual"] > 10 * problem.goal for r in done):
                     continue
-                if solver == "hessnb, no probe" and problem.network != "mlp": continue
-                if solver == "hessian-eigenthings" and steps is None:
-                    result = dict(failed="no number of steps of the ladder reached the goal")
-                elif solver == "PyHessian" and problem.dtype == "float64":
-                    result = dict(failed="its vectors are float32")
-                elif solver == "PyHessian" and (problem.k > 5 and problem.network != "mlp"
-                                                or problem.network == "resnet"):
-                    result = dict(failed="not run: up to 100 k products")
-                else: result = child(args, run, problem, solver, repetition, args.work, steps or 0)
-                row = rows.add(**key, repetition=repetition, **asdict(problem), **result)
-                print(problem.key, solver, repetition,
-                      {k: row[k] for k in ("seconds", "mib", "products", "residual", "failed") if k in row}, flush=True)
+                why = unasked(problem, solver) or (HOPELESS if solver in steps and steps[solver] is None else None)
+                result = dict(failed=why) if why else \
+                    child(args, run, problem, solver, repetition, args.work, steps.get(solver))
+                told(problem, rows.add(**key, repetition=repetition, **asdict(problem), **result))
 
 
 # what is not a search for the largest pairs
@@ -451,11 +289,12 @@ def profile(network: str, n: int, k: int, tol: float, dtype: str, folder: Path) 
     model, X, y = build(Problem(network, n, k, tol, dtype), folder)
     clock, gradient = Stopwatch(), each_ms(Objective(model, (X, y)).grad)
     phase = lambda: next((p for p in reversed(clock.open) if p in ("probe", "checks", "recording")), "search")
-    for method in ("_choose", "in_single"): clock.watch(HessianOperator, method, lambda: "recording")
-    clock.watch(lanczos._Search, "look_beyond", lambda: "probe")
-    for method in ("certify", "polish"): clock.watch(lanczos._Search, method, lambda: "checks")
-    for cls in (HessianOperator, operator._Single):
-        clock.watch(cls, "_product", lambda: "recording" if phase() == "recording" else f"{phase()} products")
+    for cls, method in ((HessianOperator, "in_single"), (fast.FastSum, "trace"), (fast.FastSum, "worth_tracing")):
+        clock.watch(cls, method, lambda: "recording")
+    clock.watch(search, "look_beyond", lambda: "probe")
+    for method in ("certify", "correct"): clock.watch(top, method, lambda: "checks")
+    for cls in (HessianOperator, fast.Single):
+        clock.watch(cls, "apply", lambda: "recording" if phase() == "recording" else f"{phase()} products")
     def once():
         with clock.part("set-up"): op = HessianOperator(Objective(model, (X, y)))
         with clock.part("search"): top_eigenpairs(op, k, tol=tol)
@@ -558,143 +397,6 @@ def extra(name: str, *rest: str, folder: Path) -> dict:
     return start_up() if name == "start_up" else dict(all_pairs=all_pairs, alignments=alignments)[name](folder)
 
 
-# summary
-
-
-def medians(rows: Rows) -> Iterator[dict]:
-    "For every problem and solver: median and spread of the repetitions."
-    measured = rows.find(part="pairs")
-    first = {r["problem"]: (list(NETWORKS).index(r["network"]), r["n"], r["dtype"], -r["tol"], r["k"])
-             for r in measured}
-    for problem, solver in sorted({(r["problem"], r["solver"]) for r in measured},
-                                  key=lambda key: (first[key[0]], list(SOLVERS).index(key[1]))):
-        found = rows.find(part="pairs", problem=problem, solver=solver)
-        failed = [r["failed"] for r in found if "failed" in r]
-        if failed:
-            yield dict(problem=problem, solver=solver, failed=failed[0])
-            continue
-        p = Problem(**{k: found[0][k] for k in asdict(Problem("", 0)) if k in found[0]})
-        seconds = [r["seconds"] for r in found]
-        yield dict(problem=problem, solver=solver, **asdict(p), n_params=found[0]["n_params"], runs=len(found),
-                   threads=found[0]["threads"], seconds=statistics.median(seconds), low=min(seconds), high=max(seconds),
-                   cold=statistics.median(r["cold"] for r in found),
-                   mib=statistics.median(r["mib"] for r in found),
-                   products=statistics.median(r["products"] for r in found), residual=max(r["residual"] for r in found),
-                   overlap=max(r["overlap"] for r in found),
-                   reached=all(r["residual"] <= p.goal and r["overlap"] < .1 for r in found))
-
-
-def table(rows: list[dict]) -> str:
-    "Markdown: one line for each problem and solver; the last column compares solvers that reached the goal."
-    lines = ["| problem | solver | runs | seconds, median (range) | cold | MiB | products | worst true residual | "
-             "time against hessnb |", "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
-    base = {r["problem"]: r["seconds"] for r in rows if r["solver"] == "hessnb" and r.get("reached")}
-    for r in rows:
-        if "failed" in r:
-            lines.append(f"| {r['problem']} | {r['solver']} | | {r['failed']} | | | | | |")
-            continue
-        compared = r["reached"] and r["problem"] in base
-        against = f"{r['seconds'] / base[r['problem']]:.2f}" if compared else "goal not reached"
-        lines.append(f"| {r['problem']} | {r['solver']} | {r['runs']} | {r['seconds']:.3g} ({r['low']:.3g} to "
-                     f"{r['high']:.3g}) | {r['cold']:.3g} | {r['mib']:.0f} | {r['products']:.0f} | "
-                     f"{r['residual']:.1e} | {against} |")
-    return "\n".join(lines)
-
-
-def exponent(points: list[dict]) -> float:
-    return float(np.polyfit(np.log([p["x"] for p in points]), np.log([p["seconds"] for p in points]), 1)[0])
-
-
-def summarise(args: argparse.Namespace, rows: Rows) -> None:
-    "Write `peers.md`, `peers.json` and `peers.png`."
-    pairs, extras = list(medians(rows)), [r for r in rows.find(part="extra") if "failed" not in r]
-    curves = {axis: sorted((r for r in extras if r["name"][:2] == ["scaling", axis]), key=lambda r: r["x"])
-              for axis in CURVES}
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-                 platform.machine())
-    machines = sorted({r["machine"] for r in rows.rows if "machine" in r})  # on a GPU the rows may come from elsewhere
-    where = "; ".join(machines) or f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
-    how = "All runs of a problem in one process" if machines else "Every run in a process of its own"
-    lines = [f"Measured on {where}. {how}, interleaved. Threads: "
-             f"{', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.",
-             "", table(pairs), ""]
-    units = dict(products="seconds", all_pairs="seconds, pairs and products", alignments="seconds, largest difference",
-                 start_up="seconds")
-    for r in extras:
-        if r["name"][0] not in ("scaling", "profile"):
-            lines.append(f"- {' '.join(r['name'])} ({units[r['name'][0]]}): " +
-                         ", ".join(f"{k} {v:.4g}" for k, v in r.items() if isinstance(v, (int, float))))
-    lines += [f"- seconds grow as {axis}^{exponent(points):.2f} ({points[0]['x']} to {points[-1]['x']})"
-              for axis, points in curves.items() if len(points) > 2]
-    lines += ["", *profiles([r for r in extras if r["name"][0] == "profile"])]
-    (args.out / "peers.md").write_text("\n".join(lines) + "\n")
-    (args.out / "peers.json").write_text(json.dumps(dict(machine=where, pairs=pairs, extras=extras), indent=1) + "\n")
-    plot(args.out / "peers.png", pairs, curves)
-    print("\n".join(lines))
-
-
-def profiles(rows: list[dict]) -> list[str]:
-    "Markdown: for every profiled search, the seconds of each part, with its number of products."
-    if not rows: return []
-    parts = ("set-up", "recording", "search products", "probe products", "checks products")
-    lines = ["Where the time of a search goes (mean; in brackets the number of products; algebra is all that is not "
-             "in another column):", "",
-             "| search | seconds | " + " | ".join(p.replace("checks products", "products of the certificate")
-                                                  for p in parts) + " | algebra | product / gradient |",
-             "| --- " * (len(parts) + 4) + "|"]
-    for r in rows:
-        r = r | dict(recording=r.get("recording", 0.) + r.get("recording products", 0.))  # of earlier rows
-        shown = [f"{r.get(p, 0.):.3g}" + (f" ({r[f'n {p}']:.3g})" if r.get(f"n {p}") else "") for p in parts]
-        n, took = (sum(r.get(key + p, 0.) for p in parts[2:]) for key in ("n ", ""))
-        network, size, k, tol, dtype = r["name"][1:]
-        lines.append(f"| {network}, N={int(size):,}, k={k}, tol={tol}, {dtype} | {r['total']:.3g} | "
-                     f"{' | '.join(shown)} | {r['total'] - sum(r.get(p, 0.) for p in parts):.3g} | "
-                     f"{took / n / r['gradient']:.3g} |")
-    return [*lines, ""]
-
-
-def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
-    "Left: every solver's time over hessnb's where both reached the goal. Right: seconds over N, P, k, with exponents."
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import matplotlib.ticker
-    base = {r["problem"]: r for r in rows if r["solver"] == "hessnb" and r.get("reached")}
-    if not base: return
-    names, solvers = list(base), [s for s in SOLVERS if s != "hessnb"
-                                  and any(r["solver"] == s and r.get("reached") for r in rows)]
-    shown = {axis: points for axis, points in curves.items() if len(points) > 2}
-    fig = plt.figure(figsize=(10 if shown else 7, 1.4 + .27 * len(names)), layout="constrained")
-    left, *right = fig.subfigures(1, 2, width_ratios=[2.6, 1]) if shown else [fig]
-    ax = left.subplots()
-    ax.axvline(1, color="k", lw=1)
-    for solver, marker in zip(solvers, "|osD^"):
-        mine = [r for r in rows if r["solver"] == solver and r.get("reached") and r["problem"] in base]
-        ax.plot([r["seconds"] / base[r["problem"]]["seconds"] for r in mine], [names.index(r["problem"]) for r in mine],
-                marker, ms=7 if marker == "|" else 5, alpha=.8, label=solver)
-    labels = []
-    for name in names:
-        p = Problem(**{k: base[name][k] for k in asdict(Problem("", 0))})
-        labels.append(f"{p.network}, N={p.n:,}, k={p.k}, tol={p.tol:g}, {p.dtype}: {base[name]['seconds']:.3g} s")
-    ax.set(yticks=range(len(names)), yticklabels=labels, xscale="log",
-           xlabel="time relative to hessnb (left of the line: faster)",
-           title="The same eigenpairs, at equal true residual")
-    ax.set_xticks([t for t in (.25, .5, 1, 2, 3, 4, 6, 10, 20, 50) if ax.get_xlim()[0] < t < ax.get_xlim()[1]])
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
-    ax.tick_params(axis="y", labelsize=8)
-    ax.grid(axis="x", alpha=.3)
-    ax.invert_yaxis()
-    left.legend(fontsize=8, loc="outside lower center", ncols=3)
-    for ax, (axis, points) in zip(right[0].subplots(len(shown), 1) if shown else [], shown.items()):
-        ax.loglog([p["x"] for p in points], [p["seconds"] for p in points], "o-", ms=4)
-        ax.set(xlabel=dict(N="examples N", P="parameters P", k="pairs k")[axis], ylabel="seconds",
-               title=f"{'search' if axis == 'k' else 'product'}: {axis}$^{{{exponent(points):.2f}}}$")
-        for side in (ax.xaxis, ax.yaxis): side.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    fig.savefig(path, dpi=100)
-    plt.close(fig)
-
-
 def problems(quick: bool, device: str = "cpu") -> list[Problem]:
     "The list of the benchmark, from small to large."
     if device != "cpu":
@@ -706,14 +408,17 @@ def problems(quick: bool, device: str = "cpu") -> list[Problem]:
         return [replace(p, device=device) for p in out]
     small = ("mlp", 150), ("cnn", 450), ("lenet", 1000)
     mlp150 = [Problem("mlp", 150, k, tol, "float64") for k in (5, 20) for tol in (1e-3, 1e-6)]
-    out = [*(Problem(net, n, 5) for net, n in small), *mlp150, Problem("encoder", 64, 5),
+    out = [*(Problem(net, n, k) for k in (1, 5) for net, n in small), *mlp150, Problem("encoder", 64, 5),
+           *(Problem(net, n, 10, 1e-4) for net, n in small),
            *(Problem(net, n, 5, tol, "float64") for tol in (1e-3, 1e-6) for net, n in small[1:])]
+    out += [Problem(net, n, k, curvature="ggn") for k in (5, 20) for net, n in (*small, ("encoder", 64))]
     # float32 allows no true residual of 1e-6
     out += [*(Problem(net, n, 20) for net, n in (*small, ("encoder", 64))), Problem("resnet", 64, 5),
             Problem("lenet", 5000, 5)]
     out += [Problem(net, n, 20, tol, "float64") for tol in (1e-6, 1e-3) for net, n in small[1:]]
     out += [Problem("mlp", 150, 100, tol, dtype)
             for tol, dtype in ((1e-3, "float32"), (1e-3, "float64"), (1e-6, "float64"))]
+    if quick: return [p for p in out if p.network in ("mlp", "cnn") and p.k < 100]
     return [*out, Problem("cnn", 450, 100), Problem("lenet", 5000, 20), Problem("lenet", 1000, 100),
             Problem("resnet", 64, 20), Problem("resnet", 256, 5)]
 
@@ -728,10 +433,13 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--device", default="cpu", help="cuda: a shorter list of problems, on a GPU")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processor", choices=list(PROCESSORS), default="own", help="whose kernels are used")
     parser.add_argument("--limit", type=float, default=1800,
                         help="seconds for one run; a solver that exceeds it is not tried again")
     parser.add_argument("--summary", action="store_true", help="measure nothing")
     args = parser.parse_args()
+    if wanted := {k: v for k, v in PROCESSORS[args.processor].items() if os.environ.get(k) != v}:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})  # read when torch is loaded
     if args.device != "cpu": torch.set_num_threads(args.threads)
     args.repetitions = args.repetitions or (3 if args.quick else 5)
     rows, fits = Rows(args.out / "peers.jsonl"), lambda name: any(part in name for part in args.only)
@@ -743,7 +451,7 @@ def main() -> None:
             if rows.find(part="extra", name=list(name)): continue
             print(rows.add(part="extra", name=list(name),
                            **child(args, lambda name=name: extra(*name, folder=args.work))), flush=True)
-    summarise(args, rows)
+    summarise(args, rows, CURVES)
 
 
 if __name__ == "__main__": main()

@@ -1,0 +1,61 @@
+"The benchmark against the peers: it can be imported, its plain products are right, and its smallest setting runs."
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import HERE, randn
+from hessnb import GGNOperator, HessianOperator, Objective
+
+BENCH = HERE.parent / "benchmarks"
+pytest.importorskip("scipy")
+
+
+@pytest.fixture(scope="module")
+def bench():
+    sys.path.insert(0, str(BENCH))
+    try: return [importlib.import_module(name) for name in ("peer_problems", "peer_solvers", "peer_tables", "peers")]
+    finally: sys.path.remove(str(BENCH))
+
+
+@pytest.mark.parametrize("curvature,kind", [("hessian", HessianOperator), ("ggn", GGNOperator)])
+def test_the_plain_product_is_ours(bench, curvature, kind):
+    problems, *_ = bench
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double().eval()
+    X, y = randn(9, 3), torch.arange(9) % 4
+    product, n = problems.kept_product(problems.Problem("mlp", 9, curvature=curvature), model, X, y)
+    v = randn(n, seed=1)
+    torch.testing.assert_close(product(v), kind(Objective(model, (X, y))).matvec(v))
+
+
+def test_solvers_without_peers_agree(bench):
+    problems, solvers, *_ = bench
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)).double().eval()
+    X, y = randn(9, 3), torch.arange(9) % 4
+    for curvature in ("hessian", "ggn"):
+        problem = problems.Problem("mlp", 9, 3, 1e-6, "float64", curvature=curvature)
+        product, n = problems.kept_product(problem, model, X, y)
+        A = torch.stack([product(e) for e in torch.eye(n, dtype=torch.float64)])
+        expected = torch.linalg.eigvalsh(A).flip(0)[:3]
+        for name in ("hessnb", "plain ARPACK", "plain Lanczos"):
+            V, n_products = solvers.SOLVERS[name](problem, model, X, y, 0)
+            values = torch.linalg.eigvalsh(V @ A @ V.T).flip(0)
+            torch.testing.assert_close(values, expected, msg=lambda text, name=name: f"{name}, {curvature}: {text}")
+            assert 3 <= n_products <= 2 * n
+
+
+@pytest.mark.slow
+def test_the_smallest_setting(tmp_path):
+    command = [sys.executable, BENCH / "peers.py", "--quick", "--repetitions", "1", "--threads", "1", "--out", tmp_path,
+               "--work", tmp_path, "--only", "mlp-N150-k5-tol0.001-float32", "--solvers", "hessnb", "plain Lanczos"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "peers.json").read_text())["pairs"]
+    assert {r["solver"] for r in found} == {"hessnb", "plain Lanczos"} and all(r["reached"] for r in found)
+    assert "time against hessnb" in (tmp_path / "peers.md").read_text()
