@@ -142,7 +142,7 @@ def test_the_bound_on_an_oversight():
     search = searched(op, 5, 1e-6)
     V = search.krylov.combine(search.ritz.S[:, search.ritz.index])
     other, error = Changed(op.A, op.A + torch.outer(V[3], V[3].flip(0)), -1), 1.
-    norms = torch.tensor([discrepancy(search, other, V) for _ in range(4000)])
+    norms = torch.tensor([discrepancy(search, other, V, torch.ones(5)) for _ in range(4000)])
     for t in (.5, .1, .02):
         share, bound = (norms < t * error).double().mean().item(), .8 * t
         assert .5 * bound < share <= bound + 3 * math.sqrt(bound / 4000), (t, share)
