@@ -206,10 +206,10 @@ class AmountSliders(View):
         self.legend.value = legend
         told = {"choice": "the slider that the play button moves", "play": "move it to and fro"}
         self.choice = ipywidgets.Dropdown(options=choices, description="sweep", tooltip=told["choice"],
-                                          layout={"width": "160px"})
+                                          layout={"width": "110px"}, style={"description_width": "45px"})
         self.play = ipywidgets.Play(0, min=0, max=120, interval=150, repeat=True, tooltip=told["play"])
         self.reset_button = ipywidgets.Button(description="Reset", tooltip="all amounts to zero",
-                                              layout={"width": "110px"})
+                                              layout={"width": "70px"})
         played = ipywidgets.HBox([self.choice, self.play, self.reset_button], layout={"flex_flow": "row wrap"})
         super().__init__([*self.sliders, self.legend, played, *extra], pictures)
         with self.quietly(): self.amounts = (0.,) * self.k
@@ -277,7 +277,8 @@ class EigenvectorSliders(AmountSliders):
         self.picture, told = Picture(width=size[0], height=size[1]), "file for the parameters of the moved network"
         self.save_button = ipywidgets.Button(description="Save model", layout={"width": "110px", "flex": "0 0 auto"},
                                              tooltip="write the state dict of the moved network; nothing is replaced")
-        self.path = ipywidgets.Text("perturbed.pt", layout={"width": "215px"}, tooltip=told)
+        self.path = ipywidgets.Text("perturbed.pt", tooltip=told,
+                                    layout={"width": "215px", "min_width": "60px", "flex": "0 1 auto"})
         line = ipywidgets.HBox([self.save_button, self.path])
         super().__init__(self.tooltips(reaches), [self.picture], reaches=reaches, legend=self.legend_html(reaches),
                          extra=[line])
@@ -329,7 +330,11 @@ class EigenvectorSliders(AmountSliders):
 
     def save(self) -> None:
         "Write the state dict of the moved network to the file that is named; one that is there is not replaced."
-        path = Path(self.path.value).expanduser()
-        if path.exists(): raise FileExistsError(f"{path} is there already: choose another name")
+        name = self.path.value.strip()
+        if not name: raise ValueError("give the file a name, such as perturbed.pt")
+        path = Path(name).expanduser()
+        if path.exists(): raise FileExistsError(f"{path} is there already and is not replaced: choose another name")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent}: make it first, or choose another")
         torch.save(self.perturbed().state_dict(), path)
         self.say(self.rows, f"Saved the state dict of the moved network to {path}.")

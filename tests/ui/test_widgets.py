@@ -91,9 +91,13 @@ class TestEigenvectorSliders:
         sliders.handle("broken").scroll_into_view_if_needed()
         sliders.handle("broken").focus()
         sliders.page.keyboard.press("ArrowRight")
-        said = "RuntimeError: deliberately broken"
+        said = "Something went wrong: deliberately broken (RuntimeError)"
         sliders.until(lambda: said in sliders.error("broken"), what="the error in the widget")
+        message = sliders.widget("broken").get_by_role("alert")
+        assert message.is_visible() and "change a control to try again" in message.inner_text()
         sliders.screenshot("broken_1300")
+        sliders.widget("broken").get_by_role("button", name="close this message").click()
+        sliders.until(lambda: sliders.error("broken") == "", what="the message closed")
 
     def test_the_model_is_where_it_was(self, sliders):
         same = "all(torch.equal(p, model.state_dict()[name]) for name, p in state.items())"
