@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RISES', 'TOLERANCE', 'Place', 'slider_units', 'MovingNetwork', 'Reach', 'loss_reaches', 'some_examples',
-           'affordable_lengths', 'triangle_wave', 'AmountSliders', 'EigenvectorSliders']
+           'affordable_lengths', 'triangle_wave', 'AmountSliders', 'slider_tooltips', 'legend_html',
+           'EigenvectorSliders']
 
 # %% ../../nbs/show/08_sliders.ipynb #1a7c9901
 import functools
@@ -247,6 +248,26 @@ class AmountSliders(View):
         with self.quietly():
             for slider, amount in zip(self.sliders, self.amounts): slider.value = amount
 
+# %% ../../nbs/show/08_sliders.ipynb #6ba4498f
+def slider_tooltips(network: MovingNetwork, reaches: Sequence[Reach]) -> list[str]:
+    "Eigenvalue, unit, what the ends mean."
+    units = zip(network.values.tolist(), network.lengths.tolist(), reaches)
+    return [f"eigenvalue {value:.3g}; one unit is {unit:.3g} in parameter space" + (f"; {r.said}" if r.said else "")
+            for value, unit, r in units]
+
+def legend_html(
+    far: LossLengths,
+    n_examples: int,  # in the training data
+) -> str:
+    "What the tracks show."
+    *marks, last = (f"+{rise:g}".replace("+0.", "+.") for rise in far.rises)
+    missing = "" if far.lengths[..., -1].isfinite().all() else ", or as far as it was looked for"
+    few = "" if far.n_examples == n_examples else f" Estimated from {far.n_examples:,} of {n_examples:,} examples."
+    swatch = "<span style='background:#009E7373; border-radius:2px'>&nbsp;&nbsp;&nbsp;&nbsp;</span>"
+    said = f"Ends: training loss {last}{missing}, along one eigenvector alone; marks: {' and '.join(marks)}."
+    more = f"{swatch} the quadratic prediction holds to {far.tolerance:.0%}.{few}"
+    return f"<div style='line-height:1.35; font-size:12px; opacity:.85'>{said} {more}</div>"
+
 # %% ../../nbs/show/08_sliders.ipynb #3c416696
 class EigenvectorSliders(AmountSliders):
     "Sliders that move a network along its eigenvectors, and the boundary that moves with it."
@@ -280,29 +301,10 @@ class EigenvectorSliders(AmountSliders):
         self.path = ipywidgets.Text("perturbed.pt", tooltip=told,
                                     layout={"width": "215px", "min_width": "60px", "flex": "0 1 auto"})
         line = ipywidgets.HBox([self.save_button, self.path])
-        super().__init__(self.tooltips(reaches), [self.picture], reaches=reaches, legend=self.legend_html(reaches),
-                         extra=[line])
+        super().__init__(slider_tooltips(self.network, reaches), [self.picture], reaches=reaches, extra=[line],
+                         legend="" if self.far is None else legend_html(self.far, self.objective.n_examples))
         self.on_click(self.save_button, self.save)
         self.refresh()
-
-    def tooltips(self, reaches: Sequence[Reach]) -> list[str]:
-        "Of the sliders: eigenvalue, unit, what the ends mean."
-        units = zip(self.network.values.tolist(), self.network.lengths.tolist(), reaches)
-        return [f"eigenvalue {value:.3g}; one unit is {unit:.3g} in parameter space" + (f"; {r.said}" if r.said else "")
-                for value, unit, r in units]
-
-    def legend_html(self, reaches: Sequence[Reach]) -> str:
-        "What is shown on the tracks."
-        if self.far is None: return ""
-        *marks, last = (f"+{rise:g}".replace("+0.", "+.") for rise in self.far.rises)
-        ends = f"Ends: training loss {last}" if self.far.lengths[..., -1].isfinite().all() else \
-            f"Ends: training loss {last}, or as far as it was looked for"
-        n, all_n = self.far.n_examples, self.objective.n_examples
-        few = "" if n == all_n else f" Estimated from {n:,} of {all_n:,} examples."
-        swatch = "<span style='background:#009E7373; border-radius:2px'>&nbsp;&nbsp;&nbsp;&nbsp;</span>"
-        look = "line-height:1.35; font-size:12px; opacity:.85"
-        said = f"{ends}, along one eigenvector alone; marks: {' and '.join(marks)}."
-        return f"<div style='{look}'>{said} {swatch} the quadratic prediction holds to {TOLERANCE:.0%}.{few}</div>"
 
     def refresh(self) -> None:
         "Move the sliders to the state, and draw the network there."
