@@ -1,5 +1,6 @@
 "Every control of the widgets without a browser: set a value, look at state, picture and read-out."
 import gc
+import html
 import io
 import re
 import types
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from conftest import build, quiet, randn, untouched
 from hessnb.boundary.alignment import align
 from hessnb.boundary.compare import compare_minima
+from hessnb.boundary.glossary import meaning
 from hessnb.boundary.plane import plane_through
 from hessnb.boundary.probe import curvature_lengths, perturb
 from hessnb.curvature.eigenpairs import dense_eigenpairs
@@ -27,7 +29,7 @@ from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.top import top_eigenpairs
 from hessnb.show.background import Progress
-from hessnb.show.closing import n_open, open_boxes, running_cell
+from hessnb.show.closing import family, n_open, open_boxes, running_cell
 from hessnb.show.comparer import MinimaComparer
 from hessnb.show.explorer import PLANES, BoundaryExplorer
 from hessnb.show.layers import LayerExplorer
@@ -128,10 +130,13 @@ class TestEigenvectorSliders:
         saved = torch.load(tmp_path / "moved.pt")
         assert all(torch.equal(saved[name], p) for name, p in view.perturbed().state_dict().items())
         view.save_button.click()
-        assert "FileExistsError" in view.error.value  # nothing is overwritten
-        view.path.value = str(tmp_path / "no" / "such" / "folder.pt")
-        view.save_button.click()
-        assert view.error.value != ""
+        assert "is there already and is not replaced" in view.error.value
+        for path, said in [(tmp_path / "no" / "such" / "folder.pt", "make it first"), (tmp_path, "is there already"),
+                           (" ", "give the file a name")]:
+            view.path.value = str(path)
+            view.save_button.click()
+            assert said in view.error.value
+        assert all(torch.equal(torch.load(tmp_path / "moved.pt")[name], p) for name, p in saved.items())
         view.reset_button.click()
         assert view.picture.value == rest and view.error.value == "" and view.amounts == (0.,) * 4
         view.close()
@@ -473,7 +478,25 @@ def test_a_broken_callback_is_seen():
     view = Broken()
     view.slider.value = 3
     assert "RuntimeError" in view.error.value and "&lt;b&gt;deliberately" in view.error.value  # and escaped
+    assert view.error.layout.display == ""
+    view.error.button.click()
+    assert view.error.value == "" and view.error.layout.display == "none"
     view.close()
+
+
+def test_every_word_of_a_read_out_is_explained(each):
+    kind, objective, pairs = each
+    views = EigenvectorSliders(objective, pairs, n=20), SpectrumExplorer(objective, pairs, n=20)
+    layers = LayerExplorer(objective, pairs, background=False)
+    layers.button.click()
+    for view in (*views, layers):
+        names = [name for name in view.said if name and not re.fullmatch(r"x\d+", name)]  # the others are features
+        assert names and all(meaning(name) for name in names), [name for name in names if not meaning(name)]
+        for name in names:
+            assert f"<abbr title='{html.escape(meaning(name))}'" in view.readout.value
+            assert meaning(name) in view.meanings.value
+        assert all(getattr(widget, "tooltip", "") is not None for widget in family(view))
+        view.close()
 
 
 class TestNothingGrows:

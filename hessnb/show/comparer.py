@@ -19,6 +19,7 @@ from .canvas import BoundaryCanvas, off_slice
 from .grid import affordable_points, boundary_lines, default_plane, in_single, view_grid
 from .picture import Picture
 from .plots import label_text
+from .slider import MarkedSlider
 from .sliders import MovingNetwork
 from .view import View, drawable_examples, own_copy
 
@@ -68,7 +69,7 @@ class MinimaComparer(View):
         self.canvases = {name: BoundaryCanvas(self.grid, X, y, **look) for name in scores}
         ends = {"min": -reach, "max": reach, "step": reach / 60, "readout_format": "+.2f"}
         wide = {"width": "340px", "max_width": "98%"}
-        self.slider = ipywidgets.FloatSlider(0., description="move by", layout=wide, **ends)
+        self.slider = MarkedSlider(0., description="move by", layout=wide, **ends)
         vectors = [(f"v{i + 1}", i) for i in range(self.k)]
         self.choice = ipywidgets.Dropdown(options=vectors, description="along", layout={"width": "160px"})
         super().__init__([self.choice, self.slider], [Picture(width=size[0], height=size[1]) for _ in scores])

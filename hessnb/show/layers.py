@@ -17,7 +17,7 @@ from .background import Computation, Progress
 from .canvas import Canvas
 from .picture import Picture
 from .plots import plot_layers
-from .view import View, own_copy
+from .view import View, clear_tooltips, own_copy
 
 # %% ../../nbs/show/13_layers.ipynb #b4b00007
 def draw_layers(
@@ -68,12 +68,15 @@ class LayerExplorer(View):
         self.found: dict[str, LayerEigenPairs] = {}
         self.mass = {by: layer_mass(objective, pairs.vectors, by=by) for by in ("module", "parameter")}
         self.computation = self.progress = None
-        look = {"style": {"button_width": "105px"}}
-        self.toggle = ipywidgets.ToggleButtons(options=["module", "parameter"], description="layers by", **look)
-        self.choice = ipywidgets.Dropdown(description="layer", layout={"width": "320px", "max_width": "98%"})
-        self.button = ipywidgets.Button(description="Compute all layers", icon="play", layout={"width": "180px"})
+        self.toggle = ipywidgets.ToggleButtons(options=["module", "parameter"], style={"button_width": "95px"},
+                                               tooltips=["a module with all its tensors", "a single tensor"])
+        self.choice = ipywidgets.Dropdown(description="layer", tooltip="which layer is told about",
+                                          layout={"width": "320px", "max_width": "98%"})
+        self.button = ipywidgets.Button(description="Compute all layers", icon="play", layout={"width": "180px"},
+                                        tooltip=f"the {k} largest eigenvalues of every layer's block, and its trace")
         self.watched, self.picture = ipywidgets.VBox([]), Picture(width=560, height=10)
-        super().__init__([self.toggle, self.choice, self.button, self.watched], [self.picture])
+        by = ipywidgets.HBox([ipywidgets.Label("layers by"), self.toggle])
+        super().__init__([by, self.choice, self.button, self.watched], [self.picture])
         self.offer()
         self.bind(self.toggle, "by")
         self.bind(self.choice, "layer")
@@ -97,6 +100,7 @@ class LayerExplorer(View):
         "Search the blocks of all layers; what the button does."
         if self.by in self.found or self.computation is not None and not self.computation.wait(0): return
         by, self.progress = self.by, Progress()
+        clear_tooltips(self.progress.box)
         self.watched.children, self.button.disabled = [self.progress.box], True
         self.computation = Computation(lambda: self.run(by), self.background)
 

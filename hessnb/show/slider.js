@@ -9,7 +9,8 @@ function render({ model, el }) {
   const name = add(line, "span", "hessnb-name"), track = add(line, "div", "hessnb-track");
   const number = add(line, "input", "hessnb-number"), told = add(root, "div", "hessnb-told");
   const word = add(root, "div", "hessnb-word");
-  const rail = add(track, "div", "hessnb-rail"), band = add(track, "div", "hessnb-band");
+  add(track, "div", "hessnb-rail");
+  const zero = add(track, "div", "hessnb-zero"), band = add(track, "div", "hessnb-band");
   const marks = add(track, "div", "hessnb-marks"), handle = add(track, "div", "hessnb-handle");
   root.setAttribute("data-lm-suppress-shortcuts", "true");  // the keys are the slider's, not the notebook's
   Object.assign(number, { type: "text", inputMode: "text", autocomplete: "off", spellcheck: false });
@@ -95,6 +96,8 @@ function render({ model, el }) {
       band.style.left = 100 * share(between[0]) + "%";
       band.style.width = 100 * (share(between[1]) - share(between[0])) + "%";
     }
+    zero.hidden = !(a < 0 && b > 0);
+    zero.style.left = 100 * share(0) + "%";
     marks.replaceChildren();
     for (const [v, said] of model.get("marks")) {
       const mark = add(marks, "div", "hessnb-mark");

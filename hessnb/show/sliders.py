@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RISES', 'TOLERANCE', 'Place', 'slider_units', 'MovingNetwork', 'Reach', 'loss_reaches', 'some_examples',
-           'affordable_lengths', 'triangle_wave', 'AmountSliders', 'EigenvectorSliders']
+           'affordable_lengths', 'triangle_wave', 'AmountSliders', 'slider_tooltips', 'legend_html',
+           'EigenvectorSliders']
 
 # %% ../../nbs/show/08_sliders.ipynb #1a7c9901
 import functools
@@ -206,10 +207,10 @@ class AmountSliders(View):
         self.legend.value = legend
         told = {"choice": "the slider that the play button moves", "play": "move it to and fro"}
         self.choice = ipywidgets.Dropdown(options=choices, description="sweep", tooltip=told["choice"],
-                                          layout={"width": "160px"})
+                                          layout={"width": "110px"}, style={"description_width": "45px"})
         self.play = ipywidgets.Play(0, min=0, max=120, interval=150, repeat=True, tooltip=told["play"])
         self.reset_button = ipywidgets.Button(description="Reset", tooltip="all amounts to zero",
-                                              layout={"width": "110px"})
+                                              layout={"width": "70px"})
         played = ipywidgets.HBox([self.choice, self.play, self.reset_button], layout={"flex_flow": "row wrap"})
         super().__init__([*self.sliders, self.legend, played, *extra], pictures)
         with self.quietly(): self.amounts = (0.,) * self.k
@@ -247,6 +248,26 @@ class AmountSliders(View):
         with self.quietly():
             for slider, amount in zip(self.sliders, self.amounts): slider.value = amount
 
+# %% ../../nbs/show/08_sliders.ipynb #6ba4498f
+def slider_tooltips(network: MovingNetwork, reaches: Sequence[Reach]) -> list[str]:
+    "Eigenvalue, unit, what the ends mean."
+    units = zip(network.values.tolist(), network.lengths.tolist(), reaches)
+    return [f"eigenvalue {value:.3g}; one unit is {unit:.3g} in parameter space" + (f"; {r.said}" if r.said else "")
+            for value, unit, r in units]
+
+def legend_html(
+    far: LossLengths,
+    n_examples: int,  # in the training data
+) -> str:
+    "What the tracks show."
+    *marks, last = (f"+{rise:g}".replace("+0.", "+.") for rise in far.rises)
+    missing = "" if far.lengths[..., -1].isfinite().all() else ", or as far as it was looked for"
+    few = "" if far.n_examples == n_examples else f" Estimated from {far.n_examples:,} of {n_examples:,} examples."
+    swatch = "<span style='background:#009E7373; border-radius:2px'>&nbsp;&nbsp;&nbsp;&nbsp;</span>"
+    said = f"Ends: training loss {last}{missing}, along one eigenvector alone; marks: {' and '.join(marks)}."
+    more = f"{swatch} the quadratic prediction holds to {far.tolerance:.0%}.{few}"
+    return f"<div style='line-height:1.35; font-size:12px; opacity:.85'>{said} {more}</div>"
+
 # %% ../../nbs/show/08_sliders.ipynb #3c416696
 class EigenvectorSliders(AmountSliders):
     "Sliders that move a network along its eigenvectors, and the boundary that moves with it."
@@ -277,31 +298,13 @@ class EigenvectorSliders(AmountSliders):
         self.picture, told = Picture(width=size[0], height=size[1]), "file for the parameters of the moved network"
         self.save_button = ipywidgets.Button(description="Save model", layout={"width": "110px", "flex": "0 0 auto"},
                                              tooltip="write the state dict of the moved network; nothing is replaced")
-        self.path = ipywidgets.Text("perturbed.pt", layout={"width": "215px"}, tooltip=told)
+        self.path = ipywidgets.Text("perturbed.pt", tooltip=told,
+                                    layout={"width": "215px", "min_width": "60px", "flex": "0 1 auto"})
         line = ipywidgets.HBox([self.save_button, self.path])
-        super().__init__(self.tooltips(reaches), [self.picture], reaches=reaches, legend=self.legend_html(reaches),
-                         extra=[line])
+        super().__init__(slider_tooltips(self.network, reaches), [self.picture], reaches=reaches, extra=[line],
+                         legend="" if self.far is None else legend_html(self.far, self.objective.n_examples))
         self.on_click(self.save_button, self.save)
         self.refresh()
-
-    def tooltips(self, reaches: Sequence[Reach]) -> list[str]:
-        "Of the sliders: eigenvalue, unit, what the ends mean."
-        units = zip(self.network.values.tolist(), self.network.lengths.tolist(), reaches)
-        return [f"eigenvalue {value:.3g}; one unit is {unit:.3g} in parameter space" + (f"; {r.said}" if r.said else "")
-                for value, unit, r in units]
-
-    def legend_html(self, reaches: Sequence[Reach]) -> str:
-        "What is shown on the tracks."
-        if self.far is None: return ""
-        *marks, last = (f"+{rise:g}".replace("+0.", "+.") for rise in self.far.rises)
-        ends = f"Ends: training loss {last}" if self.far.lengths[..., -1].isfinite().all() else \
-            f"Ends: training loss {last}, or as far as it was looked for"
-        n, all_n = self.far.n_examples, self.objective.n_examples
-        few = "" if n == all_n else f" Estimated from {n:,} of {all_n:,} examples."
-        swatch = "<span style='background:#009E7373; border-radius:2px'>&nbsp;&nbsp;&nbsp;&nbsp;</span>"
-        look = "line-height:1.35; font-size:12px; opacity:.85"
-        said = f"{ends}, along one eigenvector alone; marks: {' and '.join(marks)}."
-        return f"<div style='{look}'>{said} {swatch} the quadratic prediction holds to {TOLERANCE:.0%}.{few}</div>"
 
     def refresh(self) -> None:
         "Move the sliders to the state, and draw the network there."
@@ -329,7 +332,11 @@ class EigenvectorSliders(AmountSliders):
 
     def save(self) -> None:
         "Write the state dict of the moved network to the file that is named; one that is there is not replaced."
-        path = Path(self.path.value).expanduser()
-        if path.exists(): raise FileExistsError(f"{path} is there already: choose another name")
+        name = self.path.value.strip()
+        if not name: raise ValueError("give the file a name, such as perturbed.pt")
+        path = Path(name).expanduser()
+        if path.exists(): raise FileExistsError(f"{path} is there already and is not replaced: choose another name")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent}: make it first, or choose another")
         torch.save(self.perturbed().state_dict(), path)
         self.say(self.rows, f"Saved the state dict of the moved network to {path}.")

@@ -23,6 +23,7 @@ from ..curvature.outliers import Outliers
 from .canvas import BoundaryCanvas, SpectrumCanvas, draw_images
 from .grid import boundary_lines, grid_scores, in_single, view_grid
 from .picture import Picture
+from .slider import MarkedIntSlider
 from .view import View, examples_or_missing
 
 # %% ../../nbs/show/09_spectrum.ipynb #567a5b84
@@ -190,14 +191,15 @@ class SpectrumExplorer(View):
         self.canvases = {scale: SpectrumCanvas(pairs, outliers, scale=scale, size=size) for scale in ("log", "linear")}
         if self.kind == "plane":
             self.maps = AlignmentMaps(self.objective, self.data, pairs, n=n, size=self.wide)
-        look = {"readout": False, "layout": {"width": "320px", "max_width": "98%"}}
-        self.slider = ipywidgets.IntSlider(0, min=0, max=len(pairs) - 1, description="eigenvalue", **look)
-        look = {"style": {"button_width": "70px"}}
-        self.toggle = ipywidgets.ToggleButtons(options=["log", "linear"], description="scale", **look)
+        self.slider = MarkedIntSlider(0, 0, max(1, len(pairs) - 1), description="eigenvalue", readout=False,
+                                      tooltip="which eigenvalue, the largest first", disabled=len(pairs) < 2)
+        self.toggle = ipywidgets.ToggleButtons(options=["log", "linear"], style={"button_width": "70px"},
+                                               tooltips=["logarithmic axis", "linear axis"])
+        scale = ipywidgets.HBox([ipywidgets.Label("scale"), self.toggle])
         self.spectrum = Picture(width=size[0], height=size[1], pointable=True)
         self.detail = Picture(width=self.wide[0], height=size[1])
         pictures = [self.spectrum] + [self.detail] * (self.kind in ("plane", "images"))
-        super().__init__([self.slider, self.toggle], pictures)
+        super().__init__([self.slider, scale], pictures)
         self.bind(self.slider, "index")
         self.bind(self.toggle, "scale")
         self.on(self.spectrum, self.point_at, "pointer")

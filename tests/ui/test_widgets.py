@@ -50,7 +50,8 @@ class TestEigenvectorSliders:
         before = sliders.pixels("sliders")
         sliders.handle("sliders").focus()
         for _ in range(10): sliders.page.keyboard.press("ArrowRight")
-        sliders.until(lambda: amounts(sliders)[0] == pytest.approx(.5), what="ten steps to the right")
+        ten = 10 * float(sliders.execute("print(sliders.sliders[0].step)"))
+        sliders.until(lambda: amounts(sliders)[0] == pytest.approx(ten), what="ten steps to the right")
         sliders.until_changed("sliders", before)
         loss = loss_of(sliders)
         sliders.until(lambda: f"{loss:.4g}" in sliders.readout("sliders"), what=f"loss {loss:.4g} in the read-out")
@@ -64,7 +65,7 @@ class TestEigenvectorSliders:
         for i in range(20): sliders.page.mouse.move(x + 3 * i, y)
         sliders.page.mouse.up()
         sliders.until_changed("sliders", before)
-        sliders.until(lambda: amounts(sliders)[1] > .5, what="the second slider moved")
+        sliders.until(lambda: amounts(sliders)[1] > .05, what="the second slider moved")
         time.sleep(.3)
         loss = loss_of(sliders)
         assert f"{loss:.4g}" in sliders.readout("sliders")
@@ -74,9 +75,48 @@ class TestEigenvectorSliders:
         sliders.widget("sliders").get_by_role("button", name="Reset").click()
         sliders.until(lambda: amounts(sliders) == [0.] * 5, what="sliders at zero")
         now = sliders.until_changed("sliders", before)
-        sliders.execute("sliders.amounts = (1., 0, 0, 0, 0)")
+        sliders.execute("sliders.amounts = (.3, 0, 0, 0, 0)")
         sliders.until_changed("sliders", now)
         sliders.execute("sliders.state = {'amounts': (0.,) * 5}")
+
+    def test_numbers_of_code_stay_what_they_are(self, sliders):
+        "Off the grid of the sliders' steps; the browser answers nothing back, also when two come one after the other."
+        for values in [(.333, -.0123, 0., 0., .0777), (0.,) * 5]:
+            sliders.execute(f"sliders.state = {{'amounts': {values}}}")
+            time.sleep(.5)
+            assert amounts(sliders) == list(values)
+        sliders.execute("sliders.state = {'amounts': (.3, 0, 0, 0, 0)}")
+        sliders.execute("sliders.state = {'amounts': (0., 0, 0, 0, 0)}")
+        time.sleep(.7)
+        assert amounts(sliders) == [0.] * 5
+
+    def test_what_a_slider_says(self, sliders):
+        "Ends and marks from the true loss, whether the prediction holds, and what the words mean."
+        widget = sliders.widget("sliders")
+        first = widget.locator(".hessnb-slider").first
+        assert {"+.01", "+.1", "+1"} == set(first.locator(".hessnb-mark span").all_text_contents())
+        first.locator(".hessnb-handle").press("End")
+        sliders.until(lambda: "does not hold here" in sliders.readout("sliders"), what="the end of the prediction")
+        rise = float(sliders.execute("print(sliders.numbers['loss'] - objective.value())"))
+        assert 1 <= rise <= 1.06
+        first.locator(".hessnb-handle").press("Home")
+        first.locator(".hessnb-number").fill("9")
+        first.locator(".hessnb-number").press("Enter")
+        sliders.until(lambda: "9 is outside of" in first.inner_text(), what="a refusal")
+        meaning = "What the training loss would be if it were a parabola"
+        assert meaning in widget.locator("abbr", has_text="quadratic prediction").get_attribute("title")
+        words = widget.locator("details.hessnb-meanings")
+        words.locator("summary").click()
+        assert words.get_by_text(meaning).is_visible()
+        widget.get_by_role("button", name="Reset").click()
+        sliders.until(lambda: amounts(sliders) == [0.] * 5, what="sliders at zero")
+        assert words.get_by_text(meaning).is_visible()  # it stays open while numbers change
+        words.locator("summary").click()
+
+    def test_no_tooltip_says_null(self, sliders):
+        found = sliders.page.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea [title]')]
+            .map(node => node.title).filter(title => ['null', 'undefined', 'None'].includes(title))""")
+        assert found == []
 
     def test_play_sweeps(self, sliders):
         before = sliders.pixels("sliders")
@@ -91,9 +131,13 @@ class TestEigenvectorSliders:
         sliders.handle("broken").scroll_into_view_if_needed()
         sliders.handle("broken").focus()
         sliders.page.keyboard.press("ArrowRight")
-        said = "RuntimeError: deliberately broken"
+        said = "Something went wrong: deliberately broken (RuntimeError)"
         sliders.until(lambda: said in sliders.error("broken"), what="the error in the widget")
+        message = sliders.widget("broken").get_by_role("alert")
+        assert message.is_visible() and "change a control to try again" in message.inner_text()
         sliders.screenshot("broken_1300")
+        sliders.widget("broken").get_by_title("close this message").click()
+        sliders.until(lambda: sliders.error("broken") == "", what="the message closed")
 
     def test_the_model_is_where_it_was(self, sliders):
         same = "all(torch.equal(p, model.state_dict()[name]) for name, p in state.items())"
