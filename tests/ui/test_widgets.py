@@ -103,6 +103,8 @@ class TestEigenvectorSliders:
         first.locator(".hessnb-number").fill("9")
         first.locator(".hessnb-number").press("Enter")
         sliders.until(lambda: "9 is outside of" in first.inner_text(), what="a refusal")
+        first.locator(".hessnb-number").press("Escape")
+        first.locator(".hessnb-handle").focus()  # the word is gone, and nothing moves below a click
         meaning = "What the training loss would be if it were a parabola"
         assert meaning in widget.locator("abbr", has_text="quadratic prediction").get_attribute("title")
         words = widget.locator("details.hessnb-meanings")
