@@ -169,6 +169,7 @@ def test_passes_over_the_basis():
     assert pairs.converged.all() and .7 * pairs.n_matvecs < count.n < 1.5 * pairs.n_matvecs
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_budget():
     "Pieces that do not fit are computed anew, in less memory, and the pairs are the same."
     data = (IMAGES[:32].repeat(4, 1, 1, 1), DIGITS[:32].repeat(4))

@@ -45,7 +45,7 @@ def test_prescribed_spectra(name, seed, n_deflated):
     assert abs(density.trace.value - values.sum().item()) <= 5 * density.trace.standard_error + 1e-9
 
 
-@pytest.mark.parametrize("n_deflated", [0, 2])
+@pytest.mark.parametrize("n_deflated", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_standard_errors_are_right(n_deflated):
     "Over many runs the estimates scatter about the truth as their errors say (12 probes: deviation 1.11 is expected)."
     values = np.concatenate([[9., 4.], np.linspace(-1, 1, 58)])

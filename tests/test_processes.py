@@ -19,7 +19,7 @@ TASKS = {2: "held,everything,idle,wrapped,public,examined", 3: "held,everything,
 FEW = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", PYTHONPATH=str(Path(WORKER).parent.parent))
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
 def many(request, tmp_path_factory):
     "World size, and what each of so many processes, started by torchrun, has found."
     n, out = request.param, tmp_path_factory.mktemp("processes") / "found"

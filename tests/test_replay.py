@@ -62,7 +62,7 @@ def naive(objective, inputs, targets, v):
 
 
 @pytest.mark.parametrize("name, dtype", [
-    pytest.param(name, dtype, marks=[pytest.mark.slow] if (name, dtype) == ("residual", torch.float32) else [])
+    pytest.param(name, dtype, marks=[pytest.mark.slow] if name == "residual" else [])
     for name in NETWORKS for dtype in (F64, torch.float32)])
 def test_replay_is_double_backward(name, dtype):
     make, inputs = NETWORKS[name]

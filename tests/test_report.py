@@ -60,8 +60,9 @@ def check_verdict(page, numbers):
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("dataset,kinds,k", [("gauss", ["normal", "large_norm"], 10), ("intro1d", ["normal"], 4),
-                                             ("iris", ["normal"], 6)])
+@pytest.mark.parametrize("dataset,kinds,k", [
+    pytest.param("gauss", ["normal", "large_norm"], 10, marks=pytest.mark.slow), ("intro1d", ["normal"], 4),
+    ("iris", ["normal"], 6)])
 def test_report(tmp_path, dataset, kinds, k, capsys):
     assert run(dataset, "--minima", *kinds, "--k", str(k), "--quick", "--out", str(tmp_path / "r")) == 0
     assert capsys.readouterr().out.strip() == str((tmp_path / "r" / "index.html").resolve())

@@ -145,7 +145,7 @@ def test_stopped_early():
     assert torch.allclose(true, pairs.residuals, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "residual")) for n in NETWORKS])
 def test_rounded_trace(name, monkeypatch):
     monkeypatch.setattr(fast, "_ROUNDING_BYTES", 0)
     make, inputs = NETWORKS[name]
