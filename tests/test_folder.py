@@ -1,6 +1,7 @@
 "Reports and exports appear whole or not at all, one run at a time, whatever the names are."
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from hessnb.paper.data import load_data
 from hessnb.paper.zoo import find_minimum
 from hessnb.report import analyse_minimum, report, subject_of, summary, write_analyses
 from hessnb.show import folder as folder_module
+from hessnb.show.findings import file_names
 from hessnb.show.folder import reserved, write_files
 from hessnb.show.plots import label_text, plot_classes, plot_comparison, plot_measure
 from hessnb.show.spectrum import Examples
-from hessnb.show.workbook import Workbook, file_names
+from hessnb.show.workbook import Workbook
 
 ODD = [r"$\foo{$", "<b>bold</b>", "R&D", 'quo"te\'s', "two\nlines", "x" * 300,
        "größer 日本", "שלום", "_under", "a$b$c$"]
@@ -147,8 +149,13 @@ def test_odd_names_in_a_workbook(tmp_path):
     files = book.export(tmp_path)
     assert len({f.name.casefold() for f in files}) == len(files) == len(list(tmp_path.iterdir()))
     assert sum(f.suffix == ".npz" for f in files) == len(models)
-    again = book.export(tmp_path)
-    assert sorted(again) == sorted(files)
+    mine = sorted(files)[0]
+    mine.write_text("somebody's")
+    with pytest.raises(FileExistsError, match=f"holds .*{re.escape(sorted(f.name for f in files)[0])}.*name another"):
+        book.export(tmp_path)
+    assert mine.read_text() == "somebody's" and len(list(tmp_path.iterdir())) == len(files)
+    again = book.export(tmp_path, force=True)
+    assert sorted(again) == sorted(files) and mine.read_bytes() != b"somebody's"
     book.close()
 
 

@@ -106,7 +106,7 @@ def test_a_workbook_of_it(name, tmp_path):
     assert book.error.value == "" and book.progress.text.value == "done"
     assert "spectrum" in book.tabs.titles and "numbers" in book.tabs.titles
     assert ("boundary" in book.tabs.titles) == (not {"margin", "resolved"} & missing or name == "one class") or \
-        re.search("not shown: [^<]*boundary", book.numbers.value)
+        re.search("Tabs not shown: [^<]*boundary", book.numbers.value)
     assert word in book.numbers.value
     book.explorers["spectrum"].slider.value = min(1, len(book.pairs["model"]) - 1)
     assert book.explorers["spectrum"].error.value == ""

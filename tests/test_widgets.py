@@ -4,6 +4,7 @@ import html
 import io
 import re
 import types
+import warnings
 import weakref
 from dataclasses import replace
 
@@ -565,7 +566,7 @@ class TestWorkbook:
         book = Workbook(objective, k=2, examine=False, background=False)  # once, for its number of tabs
         n = len(book.tabs.titles)
         monkeypatch.setattr(Progress, "say", say)
-        monkeypatch.setattr("hessnb.show.workbook.Computation", lambda work, background: None)
+        monkeypatch.setattr("hessnb.show.tabs.Computation", lambda work, background: None)
         book = Workbook(objective, k=2, examine=False)
         book.run()
         assert told[-1] == ("done", n) and book.tabs.titles[-1] == "numbers"
@@ -620,8 +621,50 @@ class TestWorkbook:
                 super().find_pairs(name)
         with pytest.warns(UserWarning, match="was stopped after 1 products"):
             book = Impatient(objective, background=False)
-        assert not book.pairs and "stopped" in book.progress.text.value and book.error.value == ""
+        assert "stopped" in book.progress.text.value and book.error.value == "", book.error.value
+        assert len(book.pairs["model"]) == 1 and not book.pairs["model"].converged.any()  # it is shown
+        assert "none of 10 eigenpairs has converged yet" in book.readout.value and not book.examinations
+        assert list(book.tabs.titles) == ["sliders", "spectrum", "boundary", "layers", "numbers"]
+        assert "(not converged)" in book.explorers["spectrum"].readout.value
+        kept = [*book.found.states.values()]
+        assert all(folder.exists() for folder in kept)
         book.close()
+        assert kept and not any(folder.exists() for folder in kept)
+
+    def test_stopped_again_and_again_it_ends_as_if_it_had_not_been(self):
+        objective, _ = problem("rows")
+        class Hesitant(Workbook):
+            "Stopped after 2, 6 and 13 products, once more in the examination, and then left alone."
+            after, strict = [2, 6, 13], False
+            def pause(self, products, strict):
+                if self.after and products >= self.after[0]: self.after = self.after[1:]
+                elif strict and not self.strict: self.strict = True
+                else: return
+                self.progress.button.click()
+            def stages(self):
+                inner = type(self.progress).watch
+                def watch(what, k, strict=False):
+                    each = inner(self.progress, what, k, strict)
+                    return lambda products, found: (self.pause(products, strict), each(products, found))[1]
+                self.progress.watch = watch
+                super().stages()
+        with warnings.catch_warnings(action="ignore"):
+            book, plain = Hesitant(objective, k=6, background=False), Workbook(objective, k=6, background=False)
+            assert book.error.value == "", book.error.value
+            views, said = [book.explorers["spectrum"]], []
+            while book.resume_button.layout.display == "" and len(said) < 9:
+                said.append(len(book.pairs["model"]))
+                book.resume_button.click()
+                assert book.error.value == ""
+                views.append(book.explorers["spectrum"])
+        assert said == sorted(said) and len(said) == 4 and 1 <= said[0] < 6 == said[-1]
+        assert book.progress.text.value == "done" and book.progress.bar.value == 1 and book.readout.value == ""
+        assert torch.equal(book.pairs["model"].vectors, plain.pairs["model"].vectors)
+        assert book.pairs["model"].n_matvecs == plain.pairs["model"].n_matvecs
+        assert book.tabs.titles == plain.tabs.titles and book.examinations.keys() == plain.examinations.keys()
+        assert views[0].is_closed and not views[-1].is_closed and views[-1] is views[-2]  # once is enough
+        assert not book.found.states
+        for each in (book, plain): each.close()
 
     @pytest.mark.parametrize("curvature", ["ggn", "fisher"])
     @pytest.mark.filterwarnings("ignore:.*rounding floor")

@@ -8,7 +8,7 @@ from hessnb.lab import START, copy_tutorials
 SETUP = """
 import time, warnings, torch
 from torch import nn
-import hessnb.show.workbook as w
+import hessnb.show.findings as f
 from hessnb import HessianOperator
 from hessnb.paper.data import load_data
 from hessnb.show.workbook import Workbook
@@ -88,7 +88,7 @@ def test_layers_are_computed_when_asked_for(workbook):
 def test_the_page_lives_while_it_computes_and_stops_when_told(lab):
     lab.run("stopping", SETUP, """
 net.eval()
-w.as_operator = lambda objective, curvature: Slow(objective)
+f.as_operator = lambda objective, curvature: Slow(objective)
 book = Workbook(net, train, k=12)
 book.add_class('hessnb-book')
 book""")
