@@ -30,7 +30,7 @@ from hessnb.curvature.layer_pairs import layer_eigenpairs
 from hessnb.curvature.layers import layer_mass
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.parts import OwnShare
-from hessnb.curvature.top import eigenpairs_until, top_eigenpairs
+from hessnb.curvature.top import eigenpairs_until, refine, top_eigenpairs
 from hessnb.curvature.trace import trace
 
 torch.set_num_threads(1)
@@ -222,7 +222,7 @@ def public(mesh):
         ggn=lambda: h.GGNOperator(o).matvec(u), empirical=lambda: h.FisherOperator(o, "empirical").matvec(u),
         fisher=lambda: h.FisherOperator(o, n_samples=300).matvec(u), rows=lambda: op.matmat(V),
         dense=lambda: op.to_dense(), all=lambda: h.dense_eigenpairs(op).values, top=lambda: pairs.values,
-        refine=lambda: h.refine(pairs, op).values, both=lambda: h.top_eigenpairs(op, 4, which="BE").values,
+        refine=lambda: refine(pairs, op).values, both=lambda: h.top_eigenpairs(op, 4, which="BE").values,
         few=lambda: h.top_eigenpairs(op, 3, tol=1e-8, basis_bytes=P * 8 * 15 // (1 if mesh is None else mesh.size())
                                      ).values,
         nonzero=lambda: h.nonzero_eigenpairs(op, tol=1e-8).values, trace=lambda: h.trace(op).value,
