@@ -206,7 +206,8 @@ def warn_unconverged(
         why = f"this is the rounding floor of {dtype}"
         if pairs.asymmetry > seen(dtype):
             why = f"the products are symmetric, and so exact, to {pairs.asymmetry:.1g} of the largest eigenvalue only"
-        if dtype == torch.float32: why += "; refine in double precision: hessnb.curvature.top.refine(pairs, float64_operator)"
+        if dtype == torch.float32:
+            why += "; refine in double precision: hessnb.curvature.top.refine(pairs, float64_operator)"
     warnings.warn(f"{len(bad)} of {len(pairs)} eigenpairs are above tol={pairs.tol:g} (indices {bad[:8]}, "
                   f"relative residual up to {reached:.1e}): {why}", stacklevel=stacklevel)
 
