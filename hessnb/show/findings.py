@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..boundary.columns import COLUMNS, Missing
 from ..boundary.compare import Comparison, html_table
 from ..boundary.examine import Examination, examine, without_classes
+from ..boundary.glossary import meaning
 from ..boundary.probe import eigenvector_table
 from ..curvature.batches import default_unpack
 from ..curvature.eigenpairs import EigenPairs
@@ -133,9 +134,9 @@ class Findings(Searches):
                 f"{p.values[0]:.4g} and a residual of {off:.0%} of that")
 
 # %% ../../nbs/show/17_findings.ipynb #f1d00022
-NUMBERS = """<style>.hessnb-workbook td, .hessnb-workbook th { padding: 2px 12px 2px 0; text-align: left;
+NUMBERS = """<style>.hessnb-numbers td, .hessnb-numbers th { padding: 2px 12px 2px 0; text-align: left;
   line-height: 1.4; vertical-align: top }
-.hessnb-workbook td { white-space: nowrap }</style>"""
+.hessnb-numbers td { white-space: nowrap }</style>"""
 
 def numbers_html(found: Findings) -> str:
     "The models side by side, or what is known of them so far."
@@ -145,10 +146,10 @@ def numbers_html(found: Findings) -> str:
     alone = "" if len(found.examinations) > 1 else \
         "<p>One model: whether it is simple or wide for its data shows beside another one, trained otherwise.</p>"
     cell = "<td style='white-space: normal'>"
-    terms = "".join(f"<tr><td>{html.escape(c.title)}</td>{cell}{html.escape(c.help)}</td></tr>"
-                    for c in COLUMNS if c.title and c.help)
+    terms = "".join(f"<tr><td>{html.escape(c.title)}</td>{cell}{html.escape(meaning(c.title))}</td></tr>"
+                    for c in COLUMNS if c.title)
     below = f"<details><summary>What these numbers are</summary><table>{terms}</table></details>"
-    return f"{NUMBERS}<div style='overflow-x:auto'>{table}{alone}{below}"
+    return f"{NUMBERS}<div class='hessnb-numbers'><div style='overflow-x:auto'>{table}{alone}{below}</div>"
 
 # %% ../../nbs/show/17_findings.ipynb #fa820f41
 def file_names(
