@@ -60,14 +60,14 @@ def test_an_error_leaves_what_was_there(tmp_path, analysed, monkeypatch, fails, 
             full()
         return rename(source, target)
     rename = os.replace
-    monkeypatch.setattr(report_module, "render_html", lambda *args: "a page")  # drawing one takes seconds
+    monkeypatch.setattr(report_module, "render_html", lambda *args, **kwargs: "a page")  # drawing one takes seconds
     if fails == "write": monkeypatch.setattr(folder_module.os, "fsync", full)
     elif fails == "render_html": monkeypatch.setattr(report_module, "render_html", full)
     elif there: monkeypatch.setattr(folder_module.os, "replace", replace_but)
     else: monkeypatch.setattr(folder_module.os, "rename", full)
     with pytest.raises(OSError): write(*analysed, out)
     monkeypatch.undo()
-    monkeypatch.setattr(report_module, "render_html", lambda *args: "a page")
+    monkeypatch.setattr(report_module, "render_html", lambda *args, **kwargs: "a page")
     assert (contents(out) == dict.fromkeys(["index.html", "summary.json", "mine.txt"], "old")) if there else \
         not out.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["r"] * there and (not there or len(list(out.iterdir())) == 3)
