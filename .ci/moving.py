@@ -21,5 +21,5 @@ def pictures():
 
 if __name__ == "__main__":
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else root / "nbs/images/moving.gif"
-    pictures().gif(path, which=WHICH)
+    pictures().gif(path, which=WHICH, force=True)
     print(path, path.stat().st_size, "bytes")

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -74,6 +75,17 @@ def test_a_page_is_whole_and_asks_nobody(small, tmp_path):
     data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
     assert len(data["pngs"]) == 9 and data["rest"] == 2  # 2 x 5 places, of which the trained network is one
     assert ELSEWHERE.search("<img src=\"a.png\">") and ELSEWHERE.search("p { background: url(a) }")
+
+
+def test_nothing_is_replaced_unless_told(small, tmp_path):
+    writers = {"p.html": small.save_page, "a.gif": partial(small.gif, which=[0], scale=.2)}
+    for name, write in writers.items():
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=f"{name} is there already: choose another name"):
+            write(tmp_path / name)
+        assert (tmp_path / name).read_text() == "mine"
+        write(tmp_path / name, force=True)
+        assert (tmp_path / name).read_bytes() != b"mine"
 
 
 @pytest.mark.parametrize("kind", ["gif", "png"])

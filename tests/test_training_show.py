@@ -301,6 +301,9 @@ class TestPage:
         assert data["steps"] == explorer.steps and len(data["pngs"]) == len(explorer.film.pngs)
         assert data | {"pngs": 0} == json.loads(json.dumps(explorer.film.data | {"pngs": 0}))
         with pytest.raises(FileNotFoundError): explorer.save_page(tmp_path / "no" / "p.html")
+        with pytest.raises(FileExistsError, match="p.html is there already"): explorer.save_page(path, "another")
+        assert path.read_text(encoding="utf-8") == text
+        assert "<title>another</title>" in explorer.save_page(path, "another", force=True).read_text(encoding="utf-8")
         explorer.close()
 
     @pytest.mark.slow

@@ -238,7 +238,8 @@ class PlaneControls(View):
         shown = [("predictions", -1), *((f"alignment with {v}", i) for i, v in enumerate(vectors))]
         self.plane_choice = ipywidgets.Dropdown(options=self.planes, description="plane", layout=wide)
         self.layer_choice = ipywidgets.Dropdown(options=shown, description="show", layout=wide)
-        self.example_boxes = [ipywidgets.IntText(0, layout=narrow) for _ in range(3)]
+        self.example_boxes = [ipywidgets.IntText(0, layout={"width": "85px", "min_width": "0", "flex": "0 1 auto"})
+                              for _ in range(3)]
         self.feature_boxes = [menu(features, layout={"width": "140px"}) for _ in range(2 * bool(features))]
         self.direction_boxes = [menu(vectors, layout=narrow) for _ in range(2)]
         self.boxes = {"examples": self.example_boxes, "features": self.feature_boxes,

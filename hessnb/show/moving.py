@@ -30,7 +30,7 @@ from ..curvature.objective import Objective
 from ..curvature.store import replacing
 from .grid import affordable_points, boundary_lines, default_plane, in_single, view_grid
 from .sliders import MovingNetwork
-from .training_explorer import draw_plane, frame_png
+from .training_explorer import draw_plane, frame_png, free_path
 from .view import drawable_examples
 
 # %% ../../nbs/show/18_moving.ipynb #6afcd054
@@ -258,23 +258,25 @@ class MovingPictures(DrawnFrames):
     _repr_html_ = html
 
     def save_page(self,
-        path: str | Path,  # of an HTML file; one that is there is replaced
+        path: str | Path,  # of an HTML file
         title: str = "The boundary along the Hessian's eigenvectors",
+        force: bool = False,  # replace a file that is there
     ) -> Path:
-        "Write one HTML file that moves without a kernel and without a network."
-        path = Path(path).expanduser()
+        "Write one HTML file that moves without a kernel or a network; `FileExistsError` if it is there already."
+        path = free_path(path, force)
         with replacing(path) as file: file.write(page_around(title, self.html()).encode())
         return path
 
     def gif(self,
-        path: str | Path,  # `.gif` or `.png` (animated); a file that is there is replaced
+        path: str | Path,  # `.gif` or `.png` (animated)
         *,
         which: Sequence[int] | None = None,  # eigenvectors, counted from 0; None: all
         scale: float = 1.,  # pixels of the file for one of the page's
         milliseconds: int = 90,  # each frame
+        force: bool = False,  # replace a file that is there
     ) -> Path:
-        "Write an image that sweeps the sliders one after the other."
-        path = Path(path).expanduser()
+        "Write an image that sweeps the sliders one after the other; `FileExistsError` if it is there already."
+        path = free_path(path, force)
         kind = path.suffix.lower()
         if kind not in (".gif", ".png"): raise ValueError(f"expected a .gif or .png file, got {path.name}")
         which = range(self.k) if which is None else which

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CURVES', 'frame_png', 'Drawing', 'draw_plane', 'draw_curves', 'evenly', 'Film', 'still', 'page_html', 'Player',
-           'TrainingExplorer']
+           'free_path', 'TrainingExplorer']
 
 # %% ../../nbs/show/15_training_explorer.ipynb #3a20cad2
 import base64
@@ -311,6 +311,16 @@ class Player(anywidget.AnyWidget):
     film = traitlets.Dict().tag(sync=True)
     value = traitlets.Int(0).tag(sync=True)  # place on the time line
 
+def free_path(
+    path: str | Path,
+    force: bool,  # what is there will be replaced
+) -> Path:
+    "The path, with the home folder for `~`; `FileExistsError` if there is a file already."
+    path = Path(path).expanduser()
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} is there already: choose another name, or replace it with force=True")
+    return path
+
 class TrainingExplorer(View):
     "One training run or two, with a slider for time: spectrum, boundary and read-out move together."
     title, names = "training", ("index",)
@@ -364,10 +374,11 @@ class TrainingExplorer(View):
         return still(self.film, self.index)
 
     def save_page(self,
-        path: str | Path,  # of an HTML file; one that is there is replaced
+        path: str | Path,  # of an HTML file
         title: str = "Training, step by step",
+        force: bool = False,  # replace a file that is there
     ) -> Path:
-        "Write one HTML file that plays without a kernel and without a network."
-        path = Path(path).expanduser()
+        "Write one HTML file that plays without a kernel or a network; `FileExistsError` if it is there already."
+        path = free_path(path, force)
         with replacing(path) as file: file.write(page_html(self.film, title).encode())
         return path

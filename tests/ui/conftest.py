@@ -141,7 +141,9 @@ class Lab:
 
     def readout(self, name): return self.widget(name).locator(".hessnb-readout").first.inner_text()
 
-    def error(self, name): return self.widget(name).locator(".hessnb-error").first.inner_text()
+    def error(self, name):
+        "What the widget, and those in its tabs, say of errors."
+        return "".join(self.widget(name).locator(".hessnb-error").all_text_contents()).strip()
 
     def until(self, condition, seconds=10, what="condition"):
         "Wait until `condition()` is true, and return what it gave."

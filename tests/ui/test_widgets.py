@@ -156,8 +156,19 @@ boundary""", """
 minima = {f"seed {s}": find_minimum("normal", data, seed=s).model for s in (0, 1)}
 comparison = compare_minima(minima, (data.X_train, data.y_train), k=5, pairs=10)
 comparer = MinimaComparer(comparison, class_names=data.class_names)
-comparer""")
+comparer""", """
+import time
+import hessnb.show.explorer as room
+random = torch.Generator().manual_seed(0)
+weights = [torch.randn(shape, generator=random) for shape in [(8, 36), (3, 8)]]
+tiny = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).eval()
+for i, W in zip((1, 3), weights): tiny[i].weight.data = W
+seen = Objective(tiny, (torch.rand(24, 1, 6, 6, generator=random), torch.arange(24) % 3))
+images = BoundaryExplorer(seen, top_eigenpairs(HessianOperator(seen), 3), n=40)
+images.add_class("hessnb-images")
+images""")
     lab.image("minima", 1).wait_for()
+    lab.image("images").wait_for()
     return lab
 
 
@@ -236,7 +247,62 @@ class TestBoundaryExplorer:
         assert explorers.error("boundary") == ""
 
 
+class TestImages:
+    def test_the_detail_is_there_when_there_is_something_to_see(self, explorers):
+        "No sign of a broken picture before the first click; afterwards it stands by the plane."
+        whole = "img => img.offsetParent === null || img.naturalWidth > 0"
+        assert explorers.image("images", 1).evaluate(whole) and not explorers.image("images", 1).is_visible()
+        click(explorers, "images", .4, .6)
+        explorers.until(lambda: "nearest example" in explorers.readout("images"), what="the point in the read-out")
+        explorers.image("images", 1).wait_for()
+        explorers.until(lambda: explorers.image("images", 1).evaluate("img => img.naturalWidth > 0"), what="a picture")
+        plane, detail = (explorers.image("images", i).bounding_box() for i in range(2))
+        beside = detail["x"] - plane["x"] - plane["width"]
+        assert 0 <= max(beside, detail["y"] - plane["y"] - plane["height"]) <= 40
+        explorers.screenshot("images_1300")
+
+    def test_a_number_that_stands_for_nothing(self, explorers):
+        box = explorers.widget("images").locator("input[type=number]:visible").first
+        before = box.input_value()
+        box.fill("99")
+        box.press("Enter")
+        said = f"there is no example 99: they are numbered 0 to 23; {before} is kept"
+        explorers.until(lambda: said in explorers.error("images"), what="the refusal in the widget")
+        explorers.until(lambda: box.input_value() == before, what="the number put back")
+
+    def test_a_slow_plane_is_announced(self, explorers):
+        "The line is painted, and the controls are disabled, while the old picture still stands."
+        explorers.execute("""
+lay = room.lay_plane
+def slowly(*args, **options):
+    time.sleep(1.5)
+    return lay(*args, **options)
+room.lay_plane = slowly""")
+        widget = explorers.widget("images")
+        look = """root => ({
+            said: [...root.querySelectorAll('.hessnb-busy .hessnb-working')].filter(node => node.offsetParent
+                && getComputedStyle(node).opacity > .9).map(node => node.innerText)[0],
+            disabled: [...root.querySelectorAll('select')].every(node => node.disabled),
+            readout: root.querySelector('.hessnb-readout').innerText})"""
+        def state(): return widget.evaluate(look)
+        assert not state()["said"] and not state()["disabled"]
+        widget.locator("select").first.select_option(label="designed inputs")
+        busy = explorers.until(lambda: (s := state())["said"] and s, what="the busy line")
+        assert "laying the plane: designed inputs" in busy["said"] and busy["disabled"]
+        assert "designed inputs" not in busy["readout"]
+        explorers.screenshot("images_busy_1300")
+        explorers.until(lambda: "designed inputs" in state()["readout"], what="the plane in the read-out")
+        explorers.until(lambda: not state()["said"], what="the end of the busy line")
+        assert not state()["disabled"] and explorers.error("images") == ""
+        explorers.execute("room.lay_plane = lay")
+
+
 class TestMinimaComparer:
+    def test_pictures_stand_side_by_side(self, explorers):
+        explorers.image("minima").scroll_into_view_if_needed()
+        left, right = (explorers.image("minima", i).bounding_box() for i in range(2))
+        assert abs(left["y"] - right["y"]) <= 5 and right["x"] >= left["x"] + left["width"]
+
     def test_one_slider_moves_all(self, explorers):
         before = [explorers.pixels("minima", i) for i in range(2)]
         explorers.handle("minima").scroll_into_view_if_needed()

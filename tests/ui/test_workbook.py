@@ -70,6 +70,19 @@ def test_the_export_button_writes_files(workbook):
     assert {"model_eigenpairs.npz", "model_eigenvectors.csv", "numbers.csv", "sliders.png"} <= written
 
 
+def test_a_second_export_replaces_when_told(workbook):
+    widget, file = workbook.widget("book"), workbook.folder / "hessnb_workbook" / "numbers.csv"
+    file.write_text("mine")
+    widget.get_by_role("button", name="Export numbers and figures").click()
+    workbook.until(lambda: "already" in workbook.error("book"), what="the refusal in words")
+    assert "hessnb_workbook holds" in workbook.error("book") and file.read_text() == "mine"
+    workbook.screenshot("workbook_export_1300")
+    widget.get_by_label("replace files of these names").check()
+    widget.get_by_role("button", name="Export numbers and figures").click()
+    workbook.until(lambda: file.read_text() != "mine", what="the file replaced")
+    workbook.until(lambda: workbook.error("book").strip() == "", what="no error")
+
+
 def test_layers_are_computed_when_asked_for(workbook):
     tabs, said = workbook.widget("book").get_by_role("tab"), lambda: workbook.widget("book").inner_text()
     tabs.nth(3).click()
@@ -110,6 +123,13 @@ book""")
     for _ in range(20): lab.page.keyboard.press("ArrowRight")
     lab.until_changed("book", before)
     lab.screenshot("stopped_1300")
+    lab.execute("del Slow.matvec")  # no longer slow
+    resume = lab.widget("book").get_by_role("button", name="Resume")
+    assert resume.is_visible() and "Resume goes on from there" in said()
+    resume.click()
+    lab.until(lambda: "done" in said() or lab.error("book"), seconds=60, what="the end of the resumed computation")
+    lab.until(lambda: not resume.is_visible(), what="nothing to resume")
+    assert lab.error("book") == "" and lab.execute("print(len(book.pairs['model']))") == "12"
 
 
 def test_the_start_page_shows_a_working_slider(lab):
