@@ -233,18 +233,19 @@ class PlaneControls(View):
         self.planes = list(planes)
         self.most = {"examples": (3, n_examples), "features": (2, max(2, len(features))), "directions": (2, k)}
         menu = lambda names, **look: ipywidgets.Dropdown(options=[(n, i) for i, n in enumerate(names)], **look)
-        vectors, narrow = [f"v{i + 1}" for i in range(k)], {"width": "85px"}
+        vectors, shrinks = [f"v{i + 1}" for i in range(k)], {"min_width": "0", "flex": "0 1 auto"}
+        narrow = {"width": "85px", **shrinks}
         wide = {"width": "300px", "max_width": "98%"}
         shown = [("predictions", -1), *((f"alignment with {v}", i) for i, v in enumerate(vectors))]
         self.plane_choice = ipywidgets.Dropdown(options=self.planes, description="plane", layout=wide)
         self.layer_choice = ipywidgets.Dropdown(options=shown, description="show", layout=wide)
-        self.example_boxes = [ipywidgets.IntText(0, layout={"width": "85px", "min_width": "0", "flex": "0 1 auto"})
-                              for _ in range(3)]
-        self.feature_boxes = [menu(features, layout={"width": "140px"}) for _ in range(2 * bool(features))]
+        self.example_boxes = [ipywidgets.IntText(0, layout=narrow) for _ in range(3)]
+        self.feature_boxes = [menu(features, layout={"width": "140px", **shrinks}) for _ in range(2 * bool(features))]
         self.direction_boxes = [menu(vectors, layout=narrow) for _ in range(2)]
         self.boxes = {"examples": self.example_boxes, "features": self.feature_boxes,
                       "directions": self.direction_boxes}
-        head = lambda name: ipywidgets.Label("eigenvectors" if name == "directions" else name, layout={"width": "90px"})
+        named, whole = {"directions": "eigenvectors"}, {"width": "90px", "min_width": "max-content"}
+        head = lambda name: ipywidgets.Label(named.get(name, name), layout=whole)
         self.box_lines = {name: ipywidgets.HBox([head(name), *boxes]) for name, boxes in self.boxes.items()}
         self.busy, self.every = Busy(), ipywidgets.Checkbox(False, description="all features", indent=False)
         self.every.layout.display = "none" if len(features) <= MOST else ""
