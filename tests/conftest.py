@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available(): item.add_marker(no_gpu)
         if "pretended" in item.keywords and NOT_PRETENDED: item.add_marker(gpu)
+    items.sort(key=lambda item: "/ui/" not in item.nodeid)  # they wait for pages while others compute
     if config.getoption("--runslow"): return
     slow = [item for item in items if "slow" in item.keywords]
     if slow:

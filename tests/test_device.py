@@ -119,6 +119,7 @@ def test_matrix_and_tridiagonal(gpu):
     assert (top_eigenpairs(op, 4).values - top_eigenpairs(MatrixOperator(A), 4).values).abs().max() <= 1e-10
 
 
+@pytest.mark.slow
 def test_measures(gpu):
     "Alignment, effective directions, class structure, density and margin give the host's numbers, on the host."
     results = []

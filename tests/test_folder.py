@@ -137,6 +137,7 @@ def test_odd_names_in_figures(analysed):
     assert all(len(label_text(name).replace("\\$", "$").strip()) <= 40 for name in ODD)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_odd_names_in_a_workbook(tmp_path):
     X, y = randn(30, 2), torch.arange(30) % 3

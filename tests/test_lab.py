@@ -89,6 +89,7 @@ def run(page):
     return subprocess.run([sys.executable, "-c", code], cwd=page.parent, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_study_runs_in_the_copy(copied):
     done = run(copied / "paper/05_study.ipynb")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,7 +1,6 @@
 "Pictures drawn beforehand: true numbers, kinds of models and data, pages in a browser."
 import json
 import re
-import shutil
 from functools import partial
 
 import pytest
@@ -11,9 +10,8 @@ from torch import nn
 
 from conftest import F64, blobs, build, mlp, randn
 from hessnb import HessianOperator, Objective, top_eigenpairs
-from hessnb.show.moving import MovingPictures, film, marks_html, page_around
+from hessnb.show.moving import MovingPictures, film, marks_html
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ELSEWHERE = re.compile(r"https?://|@import|url\(|fetch\(|XMLHttpRequest|src=\"(?!data:)")
 
 
@@ -95,39 +93,3 @@ def test_an_image_that_moves(small, tmp_path, kind):
     first = image.convert("RGB").tobytes()
     image.seek(2)
     assert image.convert("RGB").tobytes() != first
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_sliders_move_in_a_browser(small, tmp_path):
-    "Two on one page, by key and by touch, each its own; no request; it fits a phone, light and dark."
-    sync = pytest.importorskip("playwright.sync_api")
-    path = tmp_path / "two.html"
-    path.write_text(page_around("two", small.html() + small.html()), encoding="utf-8")
-    with sync.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark", has_touch=True)
-        page, asked, said = context.new_page(), [], []
-        page.on("request", lambda r: asked.append(r.url) if not r.url.startswith("data:") else None)
-        page.on("pageerror", lambda e: said.append(e))
-        page.goto(path.as_uri())
-        first, second = page.locator(".hessnb-moving").all()
-        changed, before = first.locator("td").nth(0), second.screenshot()
-        rest, picture = changed.inner_text(), first.locator(".hessnb-frame").get_attribute("src")
-        slider = first.locator("input").nth(1)
-        slider.focus()
-        page.keyboard.press("End")
-        sync.expect(first).to_have_attribute("data-at", "1 4")
-        sync.expect(changed).to_have_text(f"{small.frames[1][4].loss:.3g}")
-        assert first.locator(".hessnb-frame").get_attribute("src") != picture
-        first.locator("input").nth(0).tap(position={"x": 3, "y": 13})  # a finger at the left end
-        sync.expect(first).to_have_attribute("data-at", "0 0")
-        sync.expect(first.locator("output").nth(1)).to_have_text("0")
-        assert second.screenshot() == before
-        first.get_by_text("Reset").click()
-        sync.expect(changed).to_have_text(rest)
-        first.get_by_text("Play").click()
-        sync.expect(first).to_have_attribute("data-at", "0 3")
-        first.get_by_text("Pause").click()
-        assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert asked == [path.as_uri()] and not said
-        browser.close()

@@ -15,7 +15,11 @@ function render({ model, el }) {
   const describe = () => { img.alt = model.get("alt"); };
   const clip = (t) => Math.min(1, Math.max(0, t));
   const point = (x, y) => { model.set("pointer", [clip(x), clip(y)]); model.save_changes(); };
-  const at = (e) => { const r = img.getBoundingClientRect(); point((e.clientX - r.left) / r.width, (e.clientY - r.top) / r.height); };
+  const at = (e) => {  // a click where the pointer is already is one, too
+    const r = img.getBoundingClientRect(), [a, b] = model.get("pointer");
+    const x = (e.clientX - r.left) / r.width, y = (e.clientY - r.top) / r.height;
+    point(e.type === "pointerdown" && x === a && y === b ? x - 1e-9 : x, y);
+  };
   if (model.get("pointable")) {
     img.tabIndex = 0;
     img.style.cursor = "crosshair";

@@ -160,7 +160,7 @@ def aligned_rows(
     data, a, (up, down) = contents.data, contents.cosines[:, i], contents.extremes(i, 2)
     chosen = [int(row) for row in (*up, *down)]
     rows = data.feature_rows({f"example {row}": data.X[row] for row in chosen})
-    cosines, classes = (f"{a[row]:+.2f}" for row in chosen), (str(data.y[row].item()) for row in chosen)
+    cosines, classes = (f"{a[row]:+.2f}" for row in chosen), (data.class_name(int(data.y[row])) for row in chosen)
     return [*rows, ("cosine", *cosines), ("class", *classes)]
 
 # %% ../../nbs/show/09_spectrum.ipynb #b0e3c13d
