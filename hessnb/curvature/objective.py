@@ -86,14 +86,13 @@ def measured_cost(objective: "Objective", inputs: Any, target: Tensor) -> Cost:
     return Cost(max(slope, 1), max(one - slope, 0))
 
 # %% ../../nbs/curvature/14_objective.ipynb #0d3be256
-_UNFOLDED_BYTES = 2**25  # kept for one micro-batch where convolutions unfold their input; below 32 examples it is slow
+_CACHED_BYTES = 3 * 2**23  # kept for one micro-batch of a convolutional network on a CPU; below 32 examples it is slow
 
 def affordable_examples(objective: "Objective", cost: Cost) -> int:
     "The largest micro-batch that the memory budget allows, 1 at least."
     n = max(1, (objective.memory_budget - cost.fixed) // cost.per_example)
-    host = objective.dtype == torch.float64 and objective.device.type == "cpu"
-    unfolds = host and any(isinstance(m, _ConvNd) for m in objective.model.modules())
-    return min(n, max(32, _UNFOLDED_BYTES // cost.per_example)) if unfolds else n
+    local = objective.device.type == "cpu" and any(isinstance(m, _ConvNd) for m in objective.model.modules())
+    return min(n, max(32, _CACHED_BYTES // cost.per_example)) if local else n
 
 # %% ../../nbs/curvature/14_objective.ipynb #78d9f0f9
 class OverData(Together, FunctionalModel):

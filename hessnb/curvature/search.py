@@ -171,10 +171,12 @@ class Steps:
 
     def random(self) -> Tensor: return gaussian_rows(self.op, 1, self.generator)[0]
 
-    def begin(self, start: Tensor | None = None) -> None:
+    def begin(self,
+        start: Tensor | None = None,  # `(j, P)`
+        spare: int = 8,  # from a random start, products beyond `k` before anything counts as found
+    ) -> None:
         "Multiply every start row, or a random one; their remainders queue up behind them."
-        least = min(self.krylov.capacity - 1, self.target.k + 8)
-        self.least = least if start is None else 0  # products before anything counts as found
+        self.least = min(self.krylov.capacity - 1, self.target.k + spare) if start is None else 0
         for v in self.random()[None] if start is None else start.to(self.op.dtype): self.krylov.add(v)
         self.queued = len(self.krylov.pending)
         self.multiply_start()
@@ -339,7 +341,7 @@ def find(
     goal: float,  # for the bound on the probability of a miss; 1 skips the probe
 ) -> Outcome:
     "Lead the search to its target."
-    if not search.resume(): search.begin(start)
+    if not search.resume(): search.begin(start, spare=8 if goal >= 1 else 4)
     while True:
         if search.probing is None:
             if not search.converge():
