@@ -134,7 +134,7 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
     left, *right = fig.subfigures(1, 2, width_ratios=[2.6, 1]) if shown else [fig]
     ax = left.subplots()
     ax.axvline(1, color="k", lw=1)
-    for solver, marker in zip(solvers, "|osD^"):
+    for solver, marker in zip(solvers, "|osD^vP*X"):
         mine = [r for r in rows if r["solver"] == solver and r.get("reached") and r["problem"] in base]
         ax.plot([r["seconds"] / base[r["problem"]]["seconds"] for r in mine], [names.index(r["problem"]) for r in mine],
                 marker, ms=7 if marker == "|" else 5, alpha=.8, label=solver)
