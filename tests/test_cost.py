@@ -187,8 +187,8 @@ def test_a_quarter_of_the_budget():
     assert torch.allclose(a.values, b.values, rtol=1e-5) and a.n_matvecs == b.n_matvecs
 
 
-@pytest.mark.parametrize("dtype,peak", [(torch.float32, 50), (F64, 64)])
-def test_convolutions_go_through_in_small_micro_batches(dtype, peak):
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_convolutions_go_through_in_small_micro_batches(dtype):
     "Larger buffers cost as much as arithmetic: a product of many images is one of a few at a time, with the same sum."
     cut, whole = (Objective(CNN, (randn(600, 1, 28, 28), torch.arange(600) % 3), dtype=dtype) for _ in range(2))
     whole.micro_batch_size = 600
@@ -196,7 +196,7 @@ def test_convolutions_go_through_in_small_micro_batches(dtype, peak):
     assert len(sizes) > 2 and max(sizes) - min(sizes) < len(sizes) and sum(sizes) == 600
     op, v = HessianOperator(cut), randn(cut.n_params).to(dtype)
     w = op.matvec(v)
-    assert peak_bytes(lambda: op.matvec(v)) < peak * 2**20  # in float64 as a whole: 240 MiB
+    assert peak_bytes(lambda: op.matvec(v)) < 2**25  # as a whole: 80 and 190 MiB
     torch.testing.assert_close(w, HessianOperator(whole, verify=False).matvec(v))
 
 
