@@ -81,7 +81,7 @@ def test_few_rows_trace_nothing(monkeypatch):
 def test_rows_that_do_not_pay_trace_nothing(monkeypatch):
     monkeypatch.setattr(fast, "trace", lambda *args: pytest.fail("traced"))
     _, op = operator()
-    op.matmat(randn(120, op.shape[0]))
+    op.matmat(randn(70, op.shape[0]))
     assert op.product == "auto" and op.kept.block_rows is None
 
 

@@ -86,8 +86,8 @@ class Launched:
         if (again - out).norm() <= 1e3 * torch.finfo(v.dtype).eps * out.norm(): self.launch = launch
 
 # %% ../../nbs/curvature/19_fast.ipynb #52d22a06
-_UNIT = 2**13  # bytes kept that cost a product as much as one operation more
-_TRACING = 400  # units of products that are worth tracing one operation
+_UNIT = 2**10  # bytes kept, of which a trace saves as much as of an operation
+_TRACING = 8, 200  # what a trace costs: products, and for each operation what it saves of so many
 _BLOCK_BYTES = 2**23  # for one block of vectors, in the measure of what is kept: small enough for a cache
 _FEW, _MANY = 4, 64  # vectors that a block must be able to hold; rows of a call that are worth blocks
 _ROUNDING_BYTES = 2**24  # kept, from which a product is bound by arithmetic
@@ -119,10 +119,12 @@ class FastSum:
 
     def worth_tracing(self,
         done: float,  # products that it is for
-        least: float = _TRACING,
+        share: float = 1.,  # of its costs
     ) -> bool:
         "Do so many products pay for a trace?"
-        return done * (self.n_operations + self.n_bytes / _UNIT) > least * self.n_operations
+        products, operations = _TRACING
+        return (done - share * products) * (self.n_operations + self.n_bytes / _UNIT) > \
+            share * operations * self.n_operations
 
     def trace(self, v: Tensor) -> Tensor | None:
         "Replace the maps by their traces; the sum for `v`, or None if they cannot be traced and stay."
@@ -171,7 +173,7 @@ class FastSum:
     def _consider_blocks(self, n: int) -> None:
         "Decide on blocks, once, as soon as the rows of this call and the products so far pay for a trace."
         if self.product == "graph" or not self.maps: return
-        if self.product == "auto" and not self.worth_tracing(self.done + n, _TRACING / 2): return
+        if self.product == "auto" and not self.worth_tracing(self.done + n, share=.5): return
         self.block_rows, most = 1, _BLOCK_BYTES // max(*self.sizes, 1)
         if self.product == "auto": self.trace(self.test())
         if self.product != "replay" or most < _FEW or not all(p.takes_blocks for p in self.maps): return
