@@ -176,6 +176,7 @@ class LabelledLoss(CallableLoss):
 # %% ../../nbs/curvature/06_loss.ipynb #583782aa
 class SquaredError(ElementwiseLoss):
     "`MSELoss`: the mean over all outputs of all examples."
+    additive = True
     def __init__(self, one_hot: bool = False):
         super().__init__(F.mse_loss, "MSELoss")
         self.one_hot = one_hot  # are all targets one-hot rows?
@@ -353,9 +354,8 @@ def as_loss(
                              "callable")
         loss = _BY_NAME[loss]()
     if isinstance(loss, Loss): return loss
+    found = f"the class {loss.__name__}: make one, {loss.__name__}()" if isinstance(loss, type) else type(loss).__name__
     if not callable(loss) or isinstance(loss, type):
-        found = f"the class {loss.__name__}: make one, {loss.__name__}()" if isinstance(loss, type) \
-            else type(loss).__name__
         raise TypeError(f"loss must be a name, a torch loss module or a callable, got {found}")
     loss = _module_of(loss)
     _check_arguments(loss)

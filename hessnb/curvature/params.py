@@ -126,10 +126,12 @@ def held_by(
         c = todo.pop()
         if id(c) in found: continue
         found[id(c)] = c
-        for key, v in (c.items() if isinstance(c, dict) else enumerate(c)) if 0 < len(c) <= _LARGE else ():
+        for key, v in (c.items() if isinstance(c, dict) else enumerate(c)) if len(c) <= _LARGE else ():
             kind = type(v)
             if kind in _ATOMS: continue
-            if kind in _CONTAINERS or kind is tuple: todo.append(v)
+            if kind in _CONTAINERS or kind is tuple:
+                if v: todo.append(v)
+                else: found[id(v)] = v  # most of a module's containers are empty
             elif issubclass(kind, (Tensor, nn.Module)):
                 if issubclass(kind, nn.Module): todo.append(vars(v))
                 if isinstance(c, (dict, list)): places.append((c, key, v))
