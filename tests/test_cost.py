@@ -87,6 +87,12 @@ def test_products_in_double_precision():
     assert fine.n_single and fine.n_matvecs + fine.n_certify - fine.n_single <= 10
 
 
+def test_forward_passes_of_an_objective():
+    "Two of the first batch, to see that they are the same, and one of all; a few of one example or two besides."
+    with counted_passes(CNN) as passes: Objective(CNN, (IMAGES, DIGITS))
+    assert passes == [2, 2, 48, 48, 1, 1, 1, 1, 2, 1, 2, 48]
+
+
 @pytest.mark.parametrize("product", ["graph", "replay"])
 def test_forward_passes_with_everything_kept(product):
     "One of a single example to try a product and one to build the operator, none to use it."

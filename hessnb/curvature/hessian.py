@@ -102,6 +102,7 @@ class CurvatureOperator(MicroBatchMaps):
 
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
         "What a product consists of: all that is kept, and one micro-batch after the other of the rest."
+        self.objective.unchanged.check()
         yield (self.kept,)
         if self.n_kept == self.objective.n_own: return
         check_mode(self.objective.model)

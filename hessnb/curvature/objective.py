@@ -331,7 +331,7 @@ class Objective(AtRest, MeanLoss):
         with restored_on_error():
             with self.together(): found = check_repeatable(self.batches, not self.part.own)
             self.check_common("data", [0 if self.part.own else found])
-            self.check_common("parameters", [t.double().sum().item() for t in (self.params | self.fixed).values()])
+            self.check_common("parameters", (t.double().sum().item() for t in (self.params | self.fixed).values()))
             inputs, target = self.first() or (None, None)
             if target is None: raise ValueError("data is empty: no batch holds an example")
             with self.together(): unreached = first_look(self, inputs, target)
