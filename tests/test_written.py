@@ -10,10 +10,12 @@ from torch.testing import assert_close
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from conftest import F64, blobs, build, copy, mlp, quiet, randn, untouched
+from hessnb.curvature.cross_entropy import ClassLoss
 from hessnb.curvature.eigenpairs import dense_eigenpairs
 from hessnb.curvature.example_grads import example_grads
 from hessnb.curvature.gauss_newton import FisherOperator, GGNOperator
 from hessnb.curvature.hessian import HessianOperator
+from hessnb.curvature.loss import as_loss
 from hessnb.curvature.objective import Objective
 from hessnb.curvature.params import flatten, select_params
 from hessnb.curvature.top import top_eigenpairs
@@ -143,6 +145,31 @@ def late(o, t): return plain(o, t) + (len(o) > 8) * o.square().sum(1)
 
 @pytest.mark.parametrize("loss", [batch_mean, pairs, ranks, late])
 def test_a_loss_that_uses_the_batch(loss): refused("depends on the other examples of its batch", mlp(), loss)
+
+
+class OfBatch(ClassLoss):
+    def total(self, outputs, target): return super().total(outputs - outputs.mean(0), target)
+
+
+def test_what_torch_sums_over_is_not_inherited():
+    "A loss of one's own is looked at, whatever it is made from."
+    refused("depends on the other examples of its batch", mlp(), OfBatch(nn.CrossEntropyLoss()))
+
+
+@pytest.mark.parametrize("loss, outputs, target", [
+    (nn.CrossEntropyLoss(), randn(6, 4), Y[:6] % 4), (nn.CrossEntropyLoss(), randn(6, 4), randn(6, 4).softmax(1)),
+    (nn.CrossEntropyLoss(torch.arange(4.), ignore_index=2, label_smoothing=.1), randn(6, 4), torch.arange(6) % 4),
+    ("nll_loss", randn(6, 4).log_softmax(1), torch.arange(6) % 4),
+    ("token_cross_entropy", randn(6, 5, 4), Y[:30].view(6, 5) % 4),
+    ("causal_lm", randn(6, 5, 4), Y[:30].view(6, 5) % 4), ("mse_loss", randn(6, 4), randn(6, 4)),
+    (nn.BCEWithLogitsLoss(pos_weight=torch.arange(4.)), randn(6, 4), randn(6, 4).sigmoid())])
+def test_losses_that_are_known_to_add_up(loss, outputs, target):
+    "The objective does not look whether they do."
+    loss, given = as_loss(loss), (outputs.clone(), target.clone())
+    assert loss.additive and loss.specialise(outputs, target).additive
+    total = loss.total(outputs, target)
+    assert_close(sum(map(loss.total, outputs.split(1), target.split(1))), total)
+    assert total.equal(loss.total(outputs, target)) and outputs.equal(given[0]) and target.equal(given[1])
 
 
 def shifting(o, t): t += 0; t[0] = 1; return plain(o, t)

@@ -142,7 +142,8 @@ class Unchanged:
     def settle(self) -> None:
         "After the first passes: forget what was made for one pass only, or is written to by the data set itself."
         kept = [(ref, mark) for ref, mark in self.perhaps if ref() is not None and _same(_mark(ref()), mark[1])]
-        self.noted, self.perhaps = [(ref, mark) for ref, mark in self.noted if ref() is not None] + kept, []
+        once = {id(t): (ref, mark) for ref, mark in reversed(self.noted) if (t := ref()) is not None}
+        self.noted, self.perhaps = [*once.values(), *kept], []
 
     def check(self,
         whole: bool = False,  # look at all of the arrays, rather than at a few entries; before a pass over the data

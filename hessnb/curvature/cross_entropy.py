@@ -111,6 +111,7 @@ class SoftmaxLoss(Loss):
 class ClassLoss(SoftmaxLoss):
     "Cross-entropy, or NLL of log-probabilities, with torch's normaliser: the summed weights of labels that count."
     shares = False  # are the targets probabilities, rather than labels?
+    additive = True
 
     def __init__(self, module: nn.CrossEntropyLoss | nn.NLLLoss):
         self.name, self.weight, self.ignored = type(module).__name__, module.weight, module.ignore_index
@@ -217,6 +218,8 @@ def softmax_residual(
 # %% ../../nbs/curvature/05_cross_entropy.ipynb #9e3c2e08
 class TokenLoss(ClassLoss):
     "Cross-entropy of tokens, classes last: outputs `(B, T, C)`, labels `(B, T)`; shifted, label t + 1 scores place t."
+    additive = True
+
     def __init__(self,
         module: nn.CrossEntropyLoss | None = None,  # weights, smoothing, another ignored label; None: torch's own
         shifted: bool = False,  # does each place predict the label after it?
@@ -285,7 +288,7 @@ def drawn_labels(p: Tensor, generator: torch.Generator) -> Tensor:  # probabilit
 
 class BinaryLoss(Loss):
     "`BCEWithLogitsLoss`: one logit for two classes, or several labels at a time; the mean over all outputs."
-    name = "BCEWithLogitsLoss"
+    name, additive = "BCEWithLogitsLoss", True
 
     def __init__(self, module: nn.BCEWithLogitsLoss, single: bool = True):
         self.weight, self.pos_weight, self.single = module.weight, module.pos_weight, single

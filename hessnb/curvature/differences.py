@@ -94,12 +94,12 @@ def sizes_of(
 class Near:
     "A scalar function of tensors close to a point: its values and gradients along one random direction `u`."
     def __init__(self,
-        fn: Callable[[list[Tensor]], Tensor],  # of tensors shaped like `xs`
+        fn: Callable[[list[Tensor]], Tensor],  # of tensors shaped like `xs`; `fn.terms`: sizes of what it subtracts
         xs: list[Tensor],  # the point; floating, of one dtype, not empty
         jitter: float = 1e-3,  # relative distance of the place that is looked at
         fixed: Tensor | None = None,  # `(n,)` bool: what is not to be moved
     ):
-        self.rounding = 0.  # of values, absolute, where it is known to be more than theirs
+        self.share, self.start = 0., None  # relative rounding of the terms of values; the gradient at the point
         self.fn, self.shapes, self.parts, self.known = fn, [x.shape for x in xs], [x.numel() for x in xs], {}
         self.eps = torch.finfo(xs[0].dtype).eps  # of the numbers that the function computes with, if it is more
         x, self.scale, self.generator = flatten(xs).detach(), sizes_of(xs), torch.Generator().manual_seed(0)
@@ -111,6 +111,11 @@ class Near:
     def fine(self) -> bool: return self.eps < 1e-15  # double precision: small steps can be told from rounding
 
     @property
+    def rounding(self) -> float:
+        "Of values, absolute, where it is known to be more than theirs, from the looks so far."
+        return self.share * max((t.item() for t in getattr(self.fn, "terms", ())), default=0.)
+
+    @property
     def steps(self) -> Steps | None:
         "Those of the precision that the function computes in; None where it is less than single."
         return STEPS[torch.float64] if self.fine else STEPS[torch.float32] if self.eps < 2e-7 else None
@@ -118,11 +123,11 @@ class Near:
     def of(self, fn: Callable[[list[Tensor]], Tensor]) -> "Near":
         "Another function there."
         other = copy.copy(self)
-        other.fn, other.known = fn, {}
+        other.fn, other.known, other.start = fn, {}, None
         return other
 
     def random(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator, dtype=torch.float64).to(like)
+        return torch.randn(like.shape, generator=self.generator, dtype=torch.float32).to(like)
 
     def at(self,
         h: float,  # steps along `u`
@@ -138,6 +143,10 @@ class Near:
             value = self.fn(leaves)
             self.known[h] = value.detach(), gradient(value, leaves)
         return self.known[h]
+
+    def gradient(self) -> Tensor:  # `(n,)`
+        "At the point; from the graph of products, if they have been made."
+        return self.look(0.)[1] if self.start is None else self.start
 
     def difference(self, h: float) -> tuple[Tensor, Tensor]:
         "Central differences of value and gradient along `u`."
@@ -173,8 +182,9 @@ class Evidence:
 
 def check_gradient(near: Near) -> Distance:
     "The gradient against a difference of values."
-    steps, g = near.steps, near.look(0.)[1]
+    steps, g = near.steps, near.gradient()
     scale = (near.scale * g).norm().item()
+    near.difference(steps.sizes[0])  # which tells the rounding
     return distance((g @ near.u)[None], lambda h: near.difference(h)[0][None], steps.sizes[:3], steps.gradients, scale,
                     near.rounding)
 
@@ -188,7 +198,7 @@ def check_products(near: Near, Hu: Tensor) -> Distance:
     moved, scale = weights * near.scale, (weights * size).norm().item()
     exact, difference = moved * Hu, lambda h: moved * near.difference(h)[1]
     if near.fine: return distance(exact, difference, steps.sizes, steps.products, scale)
-    rounding = 1.5 * near.eps * (moved * near.look(0.)[1]).norm().item()
+    rounding = 1.5 * near.eps * (moved * near.gradient()).norm().item()
     return distance_in_single(exact, difference, steps.products, scale, rounding)
 
 def check_symmetry(near: Near, product: Callable[[Tensor], Tensor], Hu: Tensor) -> float:

@@ -55,7 +55,6 @@ class MicroBatchMaps(OfProcesses, SelfChecking):
 
     def try_one(self) -> count_operations:
         "A product with one example, its operations counted."
-        check_mode(self.objective.model)
         counted = count_operations()
         for number, inputs, target in islice(self.numbered_batches(), 1):
             one = self.map_of(number, *first_examples(inputs, target, 1))
@@ -93,9 +92,11 @@ class CurvatureOperator(MicroBatchMaps):
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         with own_modes(), beside(stream), objective.gathered():
             self.kept = FastSum([], self.test_vector, [], 0)
-            with objective.together(): counted = self.try_one()
-            if verify: self.check()
-            with objective.together(): maps, sizes = self.maps_to_keep()
+            check_mode(objective.model)
+            counted = self.check() if verify else None
+            with objective.together():
+                counted = counted or self.try_one()
+                maps, sizes = self.maps_to_keep()
             self.kept = FastSum(maps, self.test_vector, sizes, counted.n * len(maps), product, counted.waits, stream)
             self.rest()
 
@@ -140,6 +141,7 @@ class HessianOperator(CurvatureOperator):
 
     def linear_map(self, inputs, target):
         gradients = self.objective.micro_batch_grads(self.leaves, inputs, target, create_graph=True)
+        self.note(gradients)
         return Pullback(gradients, self.leaves.values(), self.objective.normaliser)
 
     def findings(self, sample, product): return check_derivatives(sample.near, product)

@@ -176,6 +176,7 @@ class LabelledLoss(CallableLoss):
 # %% ../../nbs/curvature/06_loss.ipynb #583782aa
 class SquaredError(ElementwiseLoss):
     "`MSELoss`: the mean over all outputs of all examples."
+    additive = True
     def __init__(self, one_hot: bool = False):
         super().__init__(F.mse_loss, "MSELoss")
         self.one_hot = one_hot  # are all targets one-hot rows?
@@ -353,19 +354,18 @@ def as_loss(
                              "callable")
         loss = _BY_NAME[loss]()
     if isinstance(loss, Loss): return loss
+    found = f"the class {loss.__name__}: make one, {loss.__name__}()" if isinstance(loss, type) else type(loss).__name__
     if not callable(loss) or isinstance(loss, type):
-        found = f"the class {loss.__name__}: make one, {loss.__name__}()" if isinstance(loss, type) \
-            else type(loss).__name__
         raise TypeError(f"loss must be a name, a torch loss module or a callable, got {found}")
     loss = _module_of(loss)
-    _check_arguments(loss)
+    if not (made := _BY_FORWARD.get(getattr(type(loss), "forward", None))): _check_arguments(loss)
     name = getattr(loss, "__name__", type(loss).__name__)
     reduction = getattr(loss, "reduction", "none") if isinstance(loss, nn.Module) else "none"
     if reduction == "sum":
         warnings.warn(f"{name} has reduction='sum', but the objective is the mean: its value, gradient and eigenvalues "
                       "are those of the sum divided by the normaliser (the number of losses, or what the labels weigh)",
                       stacklevel=4)
-    if made := _BY_FORWARD.get(getattr(type(loss), "forward", None)): return made(loss)
+    if made: return made(loss)
     return CallableLoss(_unreduced(loss), name, None if reduction == "none" else loss)
 
 # %% ../../nbs/curvature/06_loss.ipynb #97884cda

@@ -13,6 +13,11 @@ from torch import Tensor
 class Loss:
     "A loss as a sum over examples and the normaliser of that sum; both add up over batches."
     name = "loss"  # for messages and reprs
+    additive = False  # is `total` a formula of torch, known to be a sum over examples and nothing else? Not inherited
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.additive = vars(cls).get("additive", False)
 
     def total(self,
         outputs: Tensor,  # `(B, ...)`

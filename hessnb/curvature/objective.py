@@ -256,8 +256,8 @@ class MeanLoss(OverData):
         return torch.add(share, v, alpha=self.weight_decay) if self.weight_decay else share
 
 # %% ../../nbs/curvature/14_objective.ipynb #7a03d213
-def first_look(objective: "Objective", inputs: Any, target: Tensor) -> None:
-    "See with the first examples what the loss is, that model and loss are sound, and what an example costs."
+def first_look(objective: "Objective", inputs: Any, target: Tensor) -> set[str]:
+    "See with the first examples what the loss is, that all is sound, what an example costs, and what is not reached."
     outputs = check_same_twice(objective, inputs)
     check_writes(objective.loss, outputs, target)
     objective.loss = objective.loss.specialise(outputs, target)
@@ -267,8 +267,9 @@ def first_look(objective: "Objective", inputs: Any, target: Tensor) -> None:
     if objective.loss.unsure_of_axes(outputs, target):
         check_class_axis(partial(objective.outputs, objective.params), inputs, outputs)
     check_separate(objective, inputs, target, outputs)
-    check_leaves(objective, *first_examples(inputs, target, 2))
+    unreached = check_leaves(objective, *first_examples(inputs, target, 2))
     objective.cost = measured_cost(objective, inputs, target)
+    return unreached
 
 _CAREFUL = 1e4  # times eps: a mean loss below that has its second derivative from rounding, up to four digits
 
@@ -329,13 +330,13 @@ class Objective(AtRest, MeanLoss):
         with restored_on_error():
             with self.together(): found = check_repeatable(self.batches, not self.part.own)
             self.check_common("data", [0 if self.part.own else found])
-            self.check_common("parameters", [t.double().sum().item() for t in (self.params | self.fixed).values()])
+            self.check_common("parameters", (t.double().sum().item() for t in (self.params | self.fixed).values()))
             inputs, target = self.first() or (None, None)
             if target is None: raise ValueError("data is empty: no batch holds an example")
-            with self.together(): first_look(self, inputs, target)
+            with self.together(): unreached = first_look(self, inputs, target)
             self.micro_batch_size = affordable_examples(self, self.cost)
             if self.processes is not None: self.micro_batch_size = self.processes.least(self.micro_batch_size)
-            warn_of_unreached(self, inputs, target)
+            warn_of_unreached(self, inputs, target, unreached)
             self._value, self.normaliser, self.n_examples = self._totals(self.params)
         keep_digits(self)
 

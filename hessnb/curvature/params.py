@@ -126,10 +126,12 @@ def held_by(
         c = todo.pop()
         if id(c) in found: continue
         found[id(c)] = c
-        for key, v in (c.items() if isinstance(c, dict) else enumerate(c)) if 0 < len(c) <= _LARGE else ():
+        for key, v in (c.items() if isinstance(c, dict) else enumerate(c)) if len(c) <= _LARGE else ():
             kind = type(v)
             if kind in _ATOMS: continue
-            if kind in _CONTAINERS or kind is tuple: todo.append(v)
+            if kind in _CONTAINERS or kind is tuple:
+                if v: todo.append(v)
+                else: found[id(v)] = v  # most of a module's containers are empty
             elif issubclass(kind, (Tensor, nn.Module)):
                 if issubclass(kind, nn.Module): todo.append(vars(v))
                 if isinstance(c, (dict, list)): places.append((c, key, v))
@@ -150,8 +152,7 @@ def whereabouts(
 # %% ../../nbs/curvature/00_params.ipynb #5aee4997
 def _restore(c: Any, was: Any) -> None:
     "Bring a container back to what its copy holds."
-    if was is None: c.clear()
-    elif isinstance(c, dict):
+    if isinstance(c, dict):
         if len(c) == len(was) and all(map(is_, c, was)) and all(map(is_, c.values(), was.values())): return
         for key in [key for key in c if key not in was]: del c[key]
         for key, v in was.items():
@@ -166,20 +167,20 @@ def _restore(c: Any, was: Any) -> None:
 
 @contextmanager
 def as_before(
-    containers: Iterable,  # dicts, lists, sets
+    containers: list,  # dicts, lists, sets
 ) -> Iterator[None]:
     "When this block is left, the containers hold what they held before."
-    before = [(c, c.copy() if c else None) for c in containers]
+    before, empty = [(c, c.copy()) for c in containers if c], [c for c in containers if not c]
     try: yield
     finally:
-        try: _restore_all(before)
+        try: _restore_all(before, empty)
         except BaseException:  # interrupted: once more, and on
-            _restore_all(before)
+            _restore_all(before, empty)
             raise
 
-def _restore_all(before: list) -> None:
-    for c, was in before:
-        if c or was: _restore(c, was)
+def _restore_all(before: list, empty: list) -> None:
+    for c, was in before: _restore(c, was)
+    for c in empty if any(empty) else (): c.clear()
 
 # %% ../../nbs/curvature/00_params.ipynb #7eb27b26
 def flatten(

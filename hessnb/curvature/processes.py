@@ -10,7 +10,7 @@ import math
 import re
 import socket
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -190,10 +190,11 @@ class Together:
 
     def check_common(self,
         what: str,  # for the message
-        numbers: list[float],
+        numbers: Iterable[float],  # made only if there are several
     ) -> None:
         "`ValueError` if these numbers differ between processes."
-        rows = [numbers] if self.processes is None else self.processes.objects(numbers)
+        if self.processes is None: return
+        rows = self.processes.objects([*numbers])
         if any(len(row) != len(rows[0]) or not all(map(math.isclose, row, rows[0])) for row in rows):
             raise ValueError(f"the processes have different {what}: give all of them the same (torch.manual_seed "
                              "before the model is built, or one state_dict; all of the data), or what is in parts as "

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from .batches import first_examples, map_tensors, separable, take, tensors_in
 from .checks import graph_leaves, watch_draws, watch_uses
 from .loss_base import Loss
-from .model import REENTRANT, FunctionalModel, observe_some
+from .model import REENTRANT, FunctionalModel, observe_some, plainly
 from .params import whereabouts
 
 # %% ../../nbs/curvature/13_soundness.ipynb #ff78f2ef
@@ -39,6 +39,7 @@ def check_same_twice(objective: FunctionalModel, inputs: Any) -> Tensor:
 @torch.no_grad()
 def check_writes(loss: Loss, outputs: Tensor, target: Tensor) -> None:
     "`ValueError` if the loss writes to what it is given."
+    if loss.additive: return
     given, labels = outputs.clone(), target.clone()
     try: loss.total(given, labels)
     except Exception: return  # what is wrong with it is said by its own checks
@@ -49,6 +50,7 @@ def check_writes(loss: Loss, outputs: Tensor, target: Tensor) -> None:
 @torch.no_grad()
 def check_loss(loss: Loss, outputs: Tensor, target: Tensor) -> None:
     "`RuntimeError` if a second look of the loss gives something else."
+    if loss.additive: return
     first, second = (loss.total(outputs, target) for _ in range(2))
     if not torch.equal(first.nan_to_num(), second.nan_to_num()):
         raise RuntimeError("the loss gives different values for the same outputs and targets: does it draw at random, "
@@ -57,7 +59,7 @@ def check_loss(loss: Loss, outputs: Tensor, target: Tensor) -> None:
 @torch.no_grad()
 def check_separate(objective: FunctionalModel, inputs: Any, target: Tensor, outputs: Tensor) -> None:
     "`ValueError` if outputs or loss of an example depend on the other examples of its batch."
-    n, total = min(len(target), 4), objective.loss.total
+    n = min(len(target), 4)
     if n < 2 or not separable(inputs, len(target)): return
     alone = [objective.outputs(objective.params, take(inputs, i, i + 1)) for i in range(n)]
     tol = torch.finfo(objective.dtype).eps ** .5
@@ -65,7 +67,9 @@ def check_separate(objective: FunctionalModel, inputs: Any, target: Tensor, outp
     if far(torch.cat(alone), outputs[:n]):
         raise ValueError("the model mixes the examples of a batch: its output for one example depends on the other "
                          "examples (a recurrent or attention layer without batch_first=True?)")
-    if far(sum(total(outputs[i:i + 1], target[i:i + 1]) for i in range(len(target))), total(outputs, target)):
+    if objective.loss.additive: return
+    total = objective.loss.total
+    if far(sum(map(total, outputs.split(1), target.split(1))), total(outputs, target)):
         raise ValueError("the loss of an example depends on the other examples of its batch, so it is no mean over "
                          "examples")
 
@@ -97,21 +101,27 @@ def warn_of_shift(
                       "loss='token_cross_entropy', or labels equal to the tokens", stacklevel=5)
 
 # %% ../../nbs/curvature/13_soundness.ipynb #5ce4cbf1
-def check_leaves(objective: FunctionalModel, inputs: Any, target: Tensor) -> None:
+def check_leaves(objective: FunctionalModel, inputs: Any, target: Tensor) -> set[str]:  # names not reached
     "`ValueError` if model or loss depends on a trainable tensor that is none of the chosen parameters."
     leaves, own = objective.leaves(), objective.own_tensors()
     watch = watch_uses({n: own[n] for n in leaves if not own[n].requires_grad})
     def reached():
         outputs = objective.outputs(leaves, inputs)
         with watch: total = objective.loss.total(outputs, target)
-        return graph_leaves(outputs), graph_leaves(total)
-    ours, runs = {id(p) for p in leaves.values()}, (reached(), reached())
-    by_model, by_loss = ({i: t for i, t in a.items() if i in b and i not in ours} for a, b in zip(*runs))
+        return total, [{i: t for i, t in graph_leaves(y).items() if i not in ours} for y in (outputs, total)]
+    ours = {id(p) for p in leaves.values()}
+    total, others = reached()
+    again = reached()[1] if any(others) else others  # a leaf that the model makes anew is another one then
+    by_model, by_loss = ({i: t for i, t in a.items() if i in b} for a, b in zip(others, again))
     names = {id(t): n for n, t in own.items()}
     called = lambda i, t: names.get(i) or f"tensor of shape {tuple(t.shape)}{whereabouts(objective.model, t)}"
     for i, t in by_model.items(): raise ValueError(_BY_MODEL[i in names].format(called(i, t)))
     for i, t in by_loss.items(): raise ValueError(_BY_LOSS[i in names].format(called(i, t)))
     for name in sorted(watch.found): raise ValueError(_BY_LOSS[True].format(name))
+    if not total.requires_grad: raise ValueError(NO_DEPENDENCE)
+    try: grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    except RuntimeError as e: raise plainly(e, objective.dtype) from e
+    return {n for n, g in zip(leaves, grads, strict=True) if g is None}
 
 _BY_MODEL = {  # is it a parameter?
     True: "the model reaches its parameter {!r} past its modules (through a tensor computed before, a tuple, a closure "
@@ -144,7 +154,12 @@ def check_not_cut_off(objective: FunctionalModel, inputs: Any) -> None:
         if getattr(getattr(type(node), "_forward_cls", None), "__name__", None) == "CheckpointFunction":
             raise TypeError(REENTRANT)
 
-def warn_of_unreached(objective: FunctionalModel, inputs: Any, target: Tensor) -> None:
+def warn_of_unreached(
+    objective: FunctionalModel,
+    inputs: Any,
+    target: Tensor,
+    unreached: set[str],  # the parameters that the first examples do not reach
+) -> None:
     "Warn of parameters that the loss does not reach; `ValueError` if it reaches none."
     leaves = objective.leaves()
     def missed(inputs, target):
@@ -154,7 +169,6 @@ def warn_of_unreached(objective: FunctionalModel, inputs: Any, target: Tensor) -
         if not total.requires_grad: raise ValueError(NO_DEPENDENCE)
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         return {n for n, g in zip(leaves, grads, strict=True) if g is None}
-    unreached = missed(*first_examples(inputs, target, 1))
     with objective.together():
         for batch in objective.micro_batches() if unreached else ():
             unreached &= missed(*batch)

@@ -10,7 +10,8 @@ __all__ = ['Product', 'calls_of', 'fails_alone', 'blame', 'WrongDerivative', 'Ve
 # %% ../../nbs/curvature/21_verify.ipynb #dbc47bbe
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .batches import separable, take
 from .checks import OperationMode
-from .derivatives import custom_functions
+from .derivatives import count_operations, custom_functions
 from .differences import STEPS, Evidence, Near, check_derivatives, check_symmetry, judge, settle
 from .model import FunctionalModel
 from .objective import Objective
@@ -134,14 +135,15 @@ def few(inputs: Any, target: Tensor, n: int) -> tuple[Any, Tensor]:
 
 def padding_rows(
     objective: FunctionalModel,
-) -> Tensor:  # `(P,)` bool
+) -> Tensor | None:  # `(P,)` bool; None: there are none
     "Which parameters are rows of padding: torch gives an embedding's row of `padding_idx` no gradient, by convention."
-    names = {id(p): name for name, p in objective.model.named_parameters()}
+    modules = [m for m in objective.model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    if all(m.padding_idx is None for m in modules): return None
+    names = {id(p): n for n, p in objective.model.named_parameters()}
     rows = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in objective.params.items()}
     strides = getattr(objective, "strides", {})
-    for module in objective.model.modules():
-        if not isinstance(module, (nn.Embedding, nn.EmbeddingBag)) or module.padding_idx is None: continue
-        name = names.get(id(module.weight))
+    for module in modules:
+        name = None if module.padding_idx is None else names.get(id(module.weight))
         if name not in rows: continue
         padded = torch.zeros(module.weight.shape, dtype=torch.bool, device=objective.device)
         padded[module.padding_idx] = True
@@ -201,21 +203,25 @@ class Sample:
         self.inputs, self.target = self.objective.place((inputs, target))
         self.near = Near(self.loss(), list(self.objective.params.values()), fixed=padding_rows(objective))
         self.objective = self.objective.at(self.near.x)
-        self.largest = self.outputs(0.).abs().max().clamp_min(1).item()  # a loss is a difference of outputs
         self.compute_in(torch.finfo(dtype).eps)
 
     def compute_in(self, eps: float) -> None:
         "Note how precise the numbers are that the model computes with."
-        self.near.eps = eps
-        self.near.rounding = eps * self.largest * len(self.target) / self.objective.normaliser
-        if not self.near.fine: self.near.rounding *= 8  # of the outputs: many operations
+        self.near.eps, self.near.share = eps, eps * len(self.target) / self.objective.normaliser
+        if not self.near.fine: self.near.share *= 8  # of the outputs: many operations
+
+    def note(self, gradients: Iterable[Tensor]) -> None:
+        "Told of the gradients of the summed loss, with the graph that products go through."
+        self.near.start = flatten(t.detach() for t in gradients) / self.objective.normaliser
 
     def loss(self) -> Callable[[list[Tensor]], Tensor]:
         "The examples' share of the mean loss, of leaves; it does not hold the sample, which can go."
-        objective, inputs, target = self.objective, self.inputs, self.target
+        objective, inputs, target, terms = self.objective, self.inputs, self.target, []
         def share(leaves: list[Tensor]) -> Tensor:
             outputs = objective.outputs(dict(zip(objective.params, leaves, strict=True)), inputs)
+            terms.append(outputs.detach().abs().max().clamp_min(1))  # a loss is a difference of outputs
             return objective.loss.total(outputs, target) / objective.normaliser
+        share.terms = terms
         return share
 
     def example(self, i: int) -> "Sample":
@@ -240,7 +246,7 @@ class Sample:
         "The same examples at other parameters, in another precision."
         other = copy.copy(self)
         other.objective = FunctionalModel.to(self.objective, dtype).at(x.to(dtype))
-        other.objective.loss = self.loss_as_it_is
+        other.objective.loss, other.near = self.loss_as_it_is, self.near.of(self.near.fn)
         other.inputs, other.target = other.objective.place((self.inputs, self.target))
         return other
 
@@ -256,6 +262,7 @@ class watch_precision(OperationMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
+        if isinstance(out, Tensor) and out.dtype is self.dtype: return out
         made = [torch.finfo(t.dtype).eps for t in tree_leaves(out) if isinstance(t, Tensor) and t.is_floating_point()]
         if max(made, default=0.) > self.eps:
             given = [t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -272,8 +279,9 @@ def product_error(
     eps: float,  # of the least precise numbers that the model computes with
 ) -> Tensor:  # `(P,)`
     "The error of a product: from the same in the sample's precision, or from both sides where that is lowered."
-    near, move = sample.near, 2 * eps * sample.near.scale * sample.near.random(sample.near.x)
-    places = [near.x + move, near.x - move] if eps > torch.finfo(near.x.dtype).eps else [near.x]
+    near, lowered = sample.near, eps > torch.finfo(sample.near.x.dtype).eps
+    move = 2 * eps * near.scale * near.random(near.x) if lowered else 0.
+    places = [near.x + move, near.x - move] if lowered else [near.x]
     own = sum(product_of(sample.at(x, dtype))(near.u.to(dtype)).to(exact) for x in places) / len(places)
     return own - exact
 
@@ -325,6 +333,7 @@ def verify(
     product_of: Callable[[Sample], Product],  # the linear map of an operator, for a sample
     findings_of: Callable[[Sample, Product], Evidence],  # what differences say of it
     whole: Product,  # the operator's own product
+    counted: count_operations,  # counts those of a product like it, if one is made
 ) -> Verification:
     "The operator's check of its derivatives; `WrongDerivative` if they are wrong."
     ways = attempts(objective)
@@ -334,11 +343,14 @@ def verify(
             sample = Sample(part, dtype, min(_EXAMPLES if part is objective else 8, max(4, objective.n_examples // 8)))
             with watch_precision(dtype) as watched: product = product_of(sample)
             sample.compute_in(watched.eps)
-            findings = look(sample, product_of, findings_of, product)
+            alike = part is objective and not watched.lowered
+            with counted if alike else nullcontext(): exact = product(sample.near.u)
+            once = lambda v: exact if v is sample.near.u else product(v)
+            findings = look(sample, product_of, findings_of, once)
             break
         except Exception:  # a model that does not run in float64
             if (dtype, most) == ways[-1]: raise
-    exact, error, own, n = product(sample.near.u), findings.error, None, len(sample.target)
+    error, own, n = findings.error, None, len(sample.target)
     def of_all() -> Tensor:
         u = sample.near.u.to(objective.dtype)
         return part.thin(whole(part.spread(u))) if isinstance(part, Thinned) else whole(u)
@@ -360,7 +372,9 @@ class SelfChecking(Operator):
     leaves: dict[str, Tensor]  # the parameters, by name
     verified = Verification(None)  # what the check found
 
-    def numbered(self, number: int) -> Callable[[Any, Tensor], Product]: raise NotImplementedError
+    def map_of(self, number: int, inputs: Any, target: Tensor) -> Product: raise NotImplementedError  # a micro-batch's
+
+    def note(self, gradients: Iterable[Tensor]) -> None: "Told of those that a map is made of, if it is; see `Sample`."
 
     def findings(self,
         sample: Sample,
@@ -372,12 +386,14 @@ class SelfChecking(Operator):
     def product_of(self, sample: Sample) -> Product:
         "The same matrix for a few examples, close to the parameters."
         other = copy.copy(self)
-        other.objective, other.leaves = sample.objective, sample.objective.leaves()
-        return other.numbered(0)(sample.inputs, sample.target)
+        other.objective, other.leaves, other.note = sample.objective, sample.objective.leaves(), sample.note
+        return other.map_of(0, sample.inputs, sample.target)
 
-    def check(self) -> None:
+    def check(self) -> count_operations | None:  # of a product that it has made
         "Once for each kind of operator and precision, and for other parameters where products are rounded."
         known, key, params = self.objective.verified, (type(self), self.dtype), self.objective.point
         if key not in known or known[key][0] is not params and self.dtype != torch.float64:
-            known[key] = params, verify(self.objective, self.product_of, self.findings, self.apply)
-        self.verified = known[key][1]
+            counted = count_operations()
+            known[key] = params, verify(self.objective, self.product_of, self.findings, self.apply, counted), counted
+        _, self.verified, counted = known[key]
+        return counted if counted.n else None
