@@ -332,7 +332,7 @@ def all_pairs(folder: Path) -> dict:
 
 
 def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) -> dict:
-    "Alignments of `n` points with `k` vectors, and the loop over samples, timed on the first `looped` of them."
+    "Alignments of `n` points with `k` vectors, the matrix product in them, and the loop over the first `looped`."
     model, X, y = build(Problem("mlp", 150), folder)
     points, objective = torch.randn(n, 2, generator=torch.Generator().manual_seed(1)) * 4, Objective(model, (X, y))
     V = torch.linalg.qr(torch.randn(objective.n_params, k,
@@ -346,8 +346,9 @@ def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) ->
             rows.append(V @ (g / g.norm()))
         return torch.stack(rows)
     ours = align(objective, points, V)
-    ok = ours.grad_norms[:looped] > 1e-4
+    ok, G = ours.grad_norms[:looped] > 1e-4, torch.randn(n, objective.n_params)
     return dict(loop=each_ms(loop) * n / looped, hessnb=each_ms(lambda: align(objective, points, V)),
+                product=each_ms(lambda: G @ V.T),  # alone, with gradients that are there
                 difference=(ours.cosines[:looped] - loop())[ok].abs().max().item())
 
 
