@@ -4,9 +4,9 @@
     python benchmarks/gpu.py --smallest              one small problem, on any device
 
 The runs are those of `peers.py`, all in this process and interleaved: eager ones, `torch.compile` with SciPy, ours, and
-ours with a search in TF32. Each problem may take twice its share of the time that is left, each solver a quarter of
-that; a run that takes longer is cut and recorded as failed. Rows are written as they come; what has rows is not
-measured again.
+ours with a search in TF32. Each problem may take 2.5 times its share of the time that is left, each solver half of that
+(to compile takes most of a minute); a run that takes longer is cut and recorded as failed. Rows are written as they
+come; what has rows is not measured again.
 """
 import argparse
 import re
@@ -46,9 +46,9 @@ def main() -> None:
     load_peers()
     for i, what in enumerate(order):
         problem = replace(Problem(*what), device=args.device)
-        share = min(1, 2 / (len(order) - i)) * (end - time.monotonic())
+        share = min(1, 2.5 / (len(order) - i)) * (end - time.monotonic())
         new = [s for s in args.solvers if not rows.find(part="pairs", problem=problem.key, solver=s)]
-        for result in together(problem, args.work, new, args.repetitions, share, share / 4) if new else ():
+        for result in together(problem, args.work, new, args.repetitions, share, share / 2) if new else ():
             where = dict(machine=args.device) | result  # on a GPU its name is in the result
             row = rows.add(part="pairs", problem=problem.key, **asdict(problem), **where)
             print(problem.key, {k: row[k] for k in ("solver", "seconds", "products", "residual", "failed") if k in row},
