@@ -5,7 +5,8 @@ loop around them. `compiled` is `torch.compile` over the product as torch.func h
 do; it is asked twice, and the second time counts, so that compiling is in `cold` only.
 """
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from hessnb.curvature.entry import CURVATURES
 from hessnb.curvature.objective import Objective
+from hessnb.curvature.operator import Operator
 from hessnb.curvature.top import top_eigenpairs
 
 Found = tuple[Tensor, int]
@@ -25,6 +27,41 @@ def ours(problem: Problem, model, X, y, seed: int, **kwargs) -> Found:
     op = CURVATURES[problem.curvature](Objective(model, (X, y)))
     generator = torch.Generator().manual_seed(seed)
     pairs = top_eigenpairs(op, problem.k, tol=problem.tol, generator=generator, **kwargs)
+    return pairs.vectors, op.n_matvecs
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    "In this block a GPU may round the operands of float32 products to ten bits, as none of the others may."
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    try: yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+class Coarse(Operator):
+    "An operator's products with operands in TF32; `noise`, their relative error, is measured on a random vector."
+    def __init__(self, make: Callable[[], Operator], exact: Operator):
+        super().__init__(exact.shape[0], exact.dtype, exact.device)
+        self.exact = exact
+        with tf32(): self.rounded = make()
+        v = torch.randn(exact.shape[0], generator=torch.Generator().manual_seed(0)).to(exact.device, exact.dtype)
+        w, rough = exact.matvec(v), self.apply(v)
+        self.noise = ((rough - w).norm() / w.norm()).item()
+    def apply(self, v):
+        self.exact.n_matvecs += 1
+        with tf32(): return self.rounded.matvec(v)
+
+
+def tf32_search(problem: Problem, model, X, y, seed: int) -> Found:
+    "A trial: our search on products in TF32, corrected and confirmed in float32, as float64 is by float32."
+    class Mixed(CURVATURES[problem.curvature]):
+        def in_single(self): return Coarse(lambda: CURVATURES[problem.curvature](self.objective, verify=False), self)
+    op = Mixed(Objective(model, (X, y)))
+    pairs = top_eigenpairs(op, problem.k, tol=problem.tol, generator=torch.Generator().manual_seed(seed))
     return pairs.vectors, op.n_matvecs
 
 
@@ -154,13 +191,14 @@ def skerch(problem: Problem, model, X, y, seed: int, steps: int | None = None) -
     return Q[:, order].T.contiguous(), op.count
 
 
+TF32 = "hessnb, TF32 search"  # on a GPU only
 SOLVERS = {
     "hessnb": ours, "hessnb, no probe": lambda *args: ours(*args, miss_probability=1),
     "plain ARPACK": plain_arpack, "plain Lanczos": plain_lanczos, "compiled + SciPy": compiled,
     "curvlinops + SciPy": curvlinops, "BackPACK + SciPy": backpack, "hessian-eigenthings": eigenthings,
-    "PyHessian": pyhessian, "skerch": skerch,
+    "PyHessian": pyhessian, "skerch": skerch, TF32: tf32_search,
 }
 LADDER = {"hessian-eigenthings": (1, 1.5, 2, 3, 4, 6, 8, 12, 16),  # times (k + 10), tried from the first
           "skerch": (1.5, 3, 6, 12, 24)}
-OF_GGN = ("hessnb", "hessnb, no probe", "plain ARPACK", "plain Lanczos", "compiled + SciPy", "curvlinops + SciPy",
+OF_GGN = ("hessnb", "hessnb, no probe", TF32, "plain ARPACK", "plain Lanczos", "compiled + SciPy", "curvlinops + SciPy",
           "skerch")

@@ -24,6 +24,7 @@ import importlib
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from peer_problems import Problem, build, drawn, kept_product
-from peer_solvers import LADDER, OF_GGN, SOLVERS
+from peer_solvers import LADDER, OF_GGN, SOLVERS, TF32
 from peer_tables import Rows, summarise
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -122,26 +123,44 @@ def run(problem: Problem, solver: str, seed: int, folder: Path, steps: int | Non
     return once(problem, solver, seed, ready(problem, folder), steps, True)
 
 
-def together(problem: Problem, folder: Path, solvers: list[str], repetitions: int) -> Iterator[dict]:
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    "`TimeoutError` in this block when so many seconds have passed."
+    def stop(*_): raise TimeoutError(f"cut after {seconds:.0f} s")
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0 if seconds == math.inf else max(seconds, 1e-3))
+    try: yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def together(problem: Problem, folder: Path, solvers: list[str], repetitions: int, seconds: float = math.inf,
+             most: float = math.inf) -> Iterator[dict]:
     """All runs of a problem in this process, interleaved: on a GPU a process takes seconds to begin, and torch can tell
-    the memory of each run. The first run of each solver loads code and does not count."""
+    the memory of each run. The first run of each solver loads code and does not count. They end after so many seconds
+    in all, and each solver's after `most`."""
+    end, used = time.monotonic() + seconds, dict.fromkeys(solvers, 0.)
     torch.backends.cudnn.allow_tf32 = False  # or the products of the peers are not exact enough
     data, spent = ready(problem, folder), dict.fromkeys(solvers, 0.)
     def attempt(solver, seed, steps=None):
-        try: return once(problem, solver, seed, data, steps, False)
+        start = time.monotonic()
+        try:
+            with within(min(end - start, most - used[solver])): return once(problem, solver, seed, data, steps, False)
         except Exception as e: return dict(failed=f"{type(e).__name__}: {e}"[:300])
+        finally: used[solver] += time.monotonic() - start
     steps = {}
-    for solver in LADDER.keys() & set(solvers):
+    def enough(solver):
         for wanted in ladder(solver, problem):
             found = attempt(solver, 0, wanted)
-            if "failed" in found: break
-            if reaches(found, problem):
-                steps[solver] = wanted
-                break
+            if "failed" in found: return None
+            if reaches(found, problem): return wanted
     for repetition in range(-1, repetitions):
         for solver in solvers:
-            if spent[solver] > ENOUGH: continue
-            result = dict(failed=HOPELESS) if solver in LADDER and solver not in steps else \
+            if time.monotonic() > end: return
+            if spent[solver] > ENOUGH or used[solver] > most: continue
+            if solver in LADDER and solver not in steps: steps[solver] = enough(solver)
+            result = dict(failed=HOPELESS) if solver in LADDER and steps[solver] is None else \
                 attempt(solver, max(repetition, 0), steps.get(solver))
             if repetition >= 0 or "failed" in result: spent[solver] += result.get("seconds", math.inf)
             if repetition >= 0 or "failed" in result: yield dict(solver=solver, repetition=max(repetition, 0), **result)
@@ -200,6 +219,7 @@ def unasked(problem: Problem, solver: str) -> str | None:
     "Why a solver is not asked; empty where that goes without saying; None if it is."
     if solver == "hessnb, no probe" and problem.network != "mlp" or problem.curvature == "ggn" and solver not in OF_GGN:
         return ""
+    if solver == TF32 and (problem.device == "cpu" or problem.dtype == "float64"): return ""
     if solver != "PyHessian": return None
     if problem.device != "cpu": return ""
     if problem.dtype == "float64": return "its vectors are float32"
@@ -332,7 +352,7 @@ def all_pairs(folder: Path) -> dict:
 
 
 def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) -> dict:
-    "Alignments of `n` points with `k` vectors, and the loop over samples, timed on the first `looped` of them."
+    "Alignments of `n` points with `k` vectors, the matrix product in them, and the loop over the first `looped`."
     model, X, y = build(Problem("mlp", 150), folder)
     points, objective = torch.randn(n, 2, generator=torch.Generator().manual_seed(1)) * 4, Objective(model, (X, y))
     V = torch.linalg.qr(torch.randn(objective.n_params, k,
@@ -346,8 +366,9 @@ def alignments(folder: Path, n: int = 10_000, k: int = 25, looped: int = 300) ->
             rows.append(V @ (g / g.norm()))
         return torch.stack(rows)
     ours = align(objective, points, V)
-    ok = ours.grad_norms[:looped] > 1e-4
+    ok, G = ours.grad_norms[:looped] > 1e-4, torch.randn(n, objective.n_params)
     return dict(loop=each_ms(loop) * n / looped, hessnb=each_ms(lambda: align(objective, points, V)),
+                product=each_ms(lambda: G @ V.T),  # alone, with gradients that are there
                 difference=(ours.cosines[:looped] - loop())[ok].abs().max().item())
 
 

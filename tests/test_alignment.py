@@ -1,5 +1,6 @@
 "Alignments, the measure and the paper's margin on trained networks whose numbers were computed by other means."
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, randn, seeded, untouched
-from hessnb.boundary.alignment import align, cosines_by_example, cosines_by_layer
+from hessnb.boundary.alignment import align, cosines_at_once, cosines_by_example, cosines_by_layer
 from hessnb.boundary.gradients import ReinforcingGradients
 from hessnb.boundary.measure import generalization_measure, random_baseline
 from hessnb.boundary.paper_margin import paper_margin
@@ -177,6 +178,48 @@ def test_uneven_chunks_and_precision_of_vectors():
     assert_close(align(objective, X, V, chunk_bytes=3 * objective.n_params * 8).cosines, whole)
     assert_close(align(objective, X, V.float()).cosines, whole, rtol=1e-5, atol=1e-6)
     assert_close(align(objective, copy.deepcopy(X).numpy(), V * 7).cosines, whole)
+
+
+class Domain(nn.Module):
+    "NaN beyond 50."
+    def forward(self, x): return x + 0 * (50 - x).sqrt()
+
+
+CONV = lambda: nn.Sequential(Domain(), nn.Unflatten(1, (1, 1, 3)), nn.Conv2d(1, 5, (1, 2)), nn.Tanh(), nn.Flatten(),
+                             nn.Linear(10, 4))
+class ByValue(nn.Module):
+    "What vmap cannot do: a branch that looks at a value."
+    def __init__(self): super().__init__(); self.net = CONV()
+    def forward(self, x): return self.net(x) if x.sum() < math.inf else self.net(-x)
+
+
+@pytest.mark.parametrize("make,loss,at_once", [
+    (CONV, "cross_entropy", True), (lambda: nn.Sequential(CONV(), nn.LogSoftmax(1)), "nll_loss", False),
+    (lambda: nn.Sequential(CONV(), nn.Linear(4, 1)), nn.BCEWithLogitsLoss(), True), (ByValue, "cross_entropy", False),
+    (CONV, lambda o, t: F.cross_entropy(o, t, reduction="none"), False)],
+    ids=["convolution", "nll", "one logit", "no vmap", "own loss"])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_predicted_labels_in_the_pass_of_the_gradients(make, loss, at_once, dtype):
+    "One forward pass for labels and gradients gives what two give; where it cannot be had, two are made."
+    model, (X, y) = build(make), blobs(31)
+    bits = isinstance(loss, nn.BCEWithLogitsLoss)
+    objective = Objective(model, (X, (y > 1).to(dtype)[:, None] if bits else y), loss, dtype=dtype)
+    odd = X.clone()
+    odd[7, 1] = 60.
+    gradients, V = ReinforcingGradients(objective, odd), unit_rows(objective, randn(3, objective.n_params))
+    expected, norms = cosines_by_example(gradients, V)
+    tol = 1e-12 if dtype == F64 else 1e-5
+    for chunk in (2**26, 8 * V[0].nbytes):
+        found = cosines_at_once(objective, objective.place_inputs(odd), V, chunk_bytes=chunk)
+        assert (found is not None) == at_once
+        n_rows = []
+        with model.register_forward_hook(lambda m, args, out: n_rows.append(len(args[0]))):
+            ours = align(objective, odd, V, chunk_bytes=chunk)
+        if at_once: assert n_rows == [1] * math.ceil(31 * V[0].nbytes / chunk), "batched: vmap shows one row"
+        assert ours.n_undefined == 1 and torch.equal(ours.labels, gradients.labels) and ours.label_source == "predicted"
+        assert_close(ours.cosines, expected, rtol=tol, atol=tol, equal_nan=True)
+        assert_close(ours.grad_norms, (norms.double() * gradients.log_norms.exp()).to(norms), rtol=tol, atol=tol,
+                     equal_nan=True)
 
 
 class Net(nn.Module):

@@ -3,6 +3,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -43,11 +44,38 @@ def test_solvers_without_peers_agree(bench):
         product, n = problems.kept_product(problem, model, X, y)
         A = torch.stack([product(e) for e in torch.eye(n, dtype=torch.float64)])
         expected = torch.linalg.eigvalsh(A).flip(0)[:3]
-        for name in ("hessnb", "plain ARPACK", "plain Lanczos"):
+        for name in ("hessnb", "hessnb, TF32 search", "plain ARPACK", "plain Lanczos"):
             V, n_products = solvers.SOLVERS[name](problem, model, X, y, 0)
             values = torch.linalg.eigvalsh(V @ A @ V.T).flip(0)
             torch.testing.assert_close(values, expected, msg=lambda text, name=name: f"{name}, {curvature}: {text}")
             assert 3 <= n_products <= 2 * n
+
+
+def test_a_run_is_cut_and_the_others_go_on(bench, monkeypatch, tmp_path):
+    problems, solvers, _, peers = bench
+    def slow(*args): time.sleep(5)
+    torch.manual_seed(0)
+    data = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)), randn(9, 3).float(), torch.arange(9) % 4
+    monkeypatch.setattr(peers, "ready", lambda *args: data)
+    monkeypatch.setitem(solvers.SOLVERS, "plain ARPACK", slow)
+    problem, asked = problems.Problem("mlp", 9, 2), ["plain ARPACK", "plain Lanczos"]
+    start = time.monotonic()
+    found = list(peers.together(problem, tmp_path, asked, 2, 60, 1))
+    assert time.monotonic() - start < 4 and ["failed" in r for r in found] == [True, False, False]
+    assert "TimeoutError" in found[0]["failed"] and [r["solver"] for r in found[1:]] == asked[1:] * 2
+    assert not list(peers.together(problem, tmp_path, asked, 2, -1))
+
+
+@pytest.mark.slow
+def test_the_smallest_setting_of_the_script_for_a_gpu(tmp_path):
+    asked = ["hessnb", "hessnb, TF32 search", "plain Lanczos"]
+    command = [sys.executable, BENCH / "gpu.py", "--smallest", "--device", "cpu", "--minutes", "1", "--repetitions",
+               "1", "--out", tmp_path, "--work", tmp_path, "--solvers", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "cpu" / "peers.json").read_text())["pairs"]
+    assert {r["solver"] for r in found} == set(asked) and all(r["reached"] for r in found)
+    assert "Measured on cpu. All runs of a problem in one process" in (tmp_path / "cpu" / "peers.md").read_text()
 
 
 @pytest.mark.slow

@@ -47,10 +47,16 @@ def unit_rows(
     if vectors.ndim != 2 or vectors.shape[1] != objective.n_params or not len(vectors):
         raise ValueError(f"vectors must have shape (k, {objective.n_params}), got {tuple(vectors.shape)}")
     vectors = vectors.detach().to(objective.device)
-    norms = norm(vectors)[:, None]
+    step = max(1, 2**21 // objective.n_params)  # rows at a time: in float64 there is never a copy of all
+    norms = torch.cat([norm(rows) for rows in vectors.split(step)])
     if not torch.isfinite(norms).all() or (norms == 0).any():
         raise ValueError("vectors must be finite and not zero: there is no angle with a zero vector")
-    return (vectors / norms).to(objective.dtype)
+    near = max(16 * torch.finfo(objective.dtype).eps, 1e-12)  # what a search leaves of length one
+    if vectors.dtype == objective.dtype and ((norms - 1).abs() <= near).all(): return vectors
+    units = vectors.new_empty(vectors.shape, dtype=objective.dtype)
+    for own, rows, sizes in zip(units.split(step), vectors.split(step), norms.split(step)):
+        own.copy_(rows / sizes[:, None])
+    return units
 
 # %% ../../nbs/curvature/40_layers.ipynb #b1c00002
 By = str | Iterable[str] | Callable[[str, Tensor], Hashable]
