@@ -75,7 +75,7 @@ class NewRows:
     def blocks(self) -> Iterator[tuple[slice, Tensor]]: return self.basis.blocks(self.first)
 
 _SPACE = "pending", "coupling"  # tensors of a space; its G is a part of a larger one
-_NUMBERS = "found", "queued", "least", "check_at", "row"  # of a search
+_NUMBERS = "found", "queued", "least", "check_at", "row", "seen_rows", "seen_found"  # of a search
 
 def state_of(search: Search) -> tuple[dict[str, Tensor], dict[str, Any]]:
     "Tensors and plain values that a search goes on from, without the rows of its basis."

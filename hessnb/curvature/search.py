@@ -163,6 +163,7 @@ class Steps:
         self.keeper, self.found = keeper, 0  # pairs that were done at the last look
         self.queued = 0  # start rows that are still to be multiplied
         self.check_at: int | None = None  # rows after which to look again; None: converging has not begun
+        self.seen_rows = self.seen_found = 0  # at the last look while converging
         self.row: int | None = None  # pending row to multiply next; None: the one that is most open
         self.probing: Probing | None = None  # how far the probes have come; None: there are none
         self.probe: Probe | None = None  # the one that is running
@@ -241,6 +242,13 @@ class Search(Steps):
         self.check_at = None
         return done
 
+    def patience(self) -> int:
+        "Products until the next look."
+        m, rows, found = self.krylov.m, self.krylov.m - self.seen_rows, self.found - self.seen_found
+        self.seen_rows, self.seen_found = m, self.found
+        if rows <= 0 or found <= 0: return max(1, m // 24)
+        return max(1, m // 96, min(m // 10, (self.target.k - self.found) * rows // (2 * found)))
+
     def advance(self) -> bool:
         "Go on with `converge`."
         krylov = self.krylov
@@ -248,7 +256,7 @@ class Search(Steps):
             self.save()
             if krylov.m >= self.check_at or not len(krylov.pending):
                 if self.look() and (krylov.m >= self.least or not len(krylov.pending)): return True
-                self.check_at, self.row = krylov.m + max(1, krylov.m // 24), None
+                self.check_at, self.row = krylov.m + self.patience(), None
             if self.budget.left <= 0: return self.look()
             if not len(krylov.pending) and not krylov.add(self.random()): return self.look()
             if krylov.room <= 0 and krylov.unexplored > len(krylov.pending):
