@@ -245,8 +245,8 @@ def measure(args: argparse.Namespace, rows: Rows, problems: list[Problem]) -> No
                 key = dict(part="pairs", problem=problem.key, solver=solver)
                 done = rows.find(**key)
                 if rows.find(**key, repetition=repetition) or any("failed" in r for r in done): continue
-                if sum(sum({r["cold"], r["seconds"]}) for r in done) > ENOUGH or any(r["residual"] > 10 * problem.goal for r in done):
-                    continue
+                spent, far = sum(sum({r["cold"], r["seconds"]}) for r in done), 10 * problem.goal
+                if spent > ENOUGH or any(r["residual"] > far for r in done): continue
                 why = unasked(problem, solver) or (HOPELESS if solver in steps and steps[solver] is None else None)
                 result = dict(failed=why) if why else \
                     child(args, run, problem, solver, repetition, args.work, steps.get(solver))
