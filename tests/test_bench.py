@@ -53,15 +53,15 @@ def test_solvers_without_peers_agree(bench):
 
 def test_a_run_is_cut_and_the_others_go_on(bench, monkeypatch, tmp_path):
     problems, solvers, _, peers = bench
-    def slow(*args): time.sleep(5)
+    def slow(*args): time.sleep(60)
     torch.manual_seed(0)
     data = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)), randn(9, 3).float(), torch.arange(9) % 4
     monkeypatch.setattr(peers, "ready", lambda *args: data)
     monkeypatch.setitem(solvers.SOLVERS, "plain ARPACK", slow)
     problem, asked = problems.Problem("mlp", 9, 2), ["plain ARPACK", "plain Lanczos"]
     start = time.monotonic()
-    found = list(peers.together(problem, tmp_path, asked, 2, 60, 1))
-    assert time.monotonic() - start < 4 and ["failed" in r for r in found] == [True, False, False]
+    found = list(peers.together(problem, tmp_path, asked, 2, 60, 4))
+    assert time.monotonic() - start < 50 and ["failed" in r for r in found] == [True, False, False]
     assert "TimeoutError" in found[0]["failed"] and [r["solver"] for r in found[1:]] == asked[1:] * 2
     assert not list(peers.together(problem, tmp_path, asked, 2, -1))
 
