@@ -1,6 +1,7 @@
 "Alignments, the measure and the paper's margin on trained networks whose numbers were computed by other means."
 import copy
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from conftest import F64, blobs, build, randn, seeded, untouched
-from hessnb.boundary.alignment import align, cosines_at_once, cosines_by_example, cosines_by_layer
+from hessnb.boundary.alignment import align, cosines_by_example, cosines_by_layer
 from hessnb.boundary.gradients import ReinforcingGradients
 from hessnb.boundary.measure import generalization_measure, random_baseline
 from hessnb.boundary.paper_margin import paper_margin
@@ -193,33 +194,45 @@ class ByValue(nn.Module):
     def forward(self, x): return self.net(x) if x.sum() < math.inf else self.net(-x)
 
 
-@pytest.mark.parametrize("make,loss,at_once", [
-    (CONV, "cross_entropy", True), (lambda: nn.Sequential(CONV(), nn.LogSoftmax(1)), "nll_loss", False),
-    (lambda: nn.Sequential(CONV(), nn.Linear(4, 1)), nn.BCEWithLogitsLoss(), True), (ByValue, "cross_entropy", False),
-    (CONV, lambda o, t: F.cross_entropy(o, t, reduction="none"), False)],
-    ids=["convolution", "nll", "one logit", "no vmap", "own loss"])
+@pytest.mark.parametrize("make,loss,in_pieces", [
+    (CONV, "cross_entropy", True), (lambda: nn.Sequential(CONV(), nn.LogSoftmax(1)), "nll_loss", True),
+    (lambda: nn.Sequential(CONV(), nn.Linear(4, 1)), nn.BCEWithLogitsLoss(), True), (ByValue, "cross_entropy", False)],
+    ids=["convolution", "nll", "one logit", "no vmap"])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_predicted_labels_in_the_pass_of_the_gradients(make, loss, at_once, dtype):
-    "One forward pass for labels and gradients gives what two give; where it cannot be had, two are made."
+def test_gradients_in_pieces_give_what_whole_ones_do(make, loss, in_pieces, dtype):
     model, (X, y) = build(make), blobs(31)
     bits = isinstance(loss, nn.BCEWithLogitsLoss)
     objective = Objective(model, (X, (y > 1).to(dtype)[:, None] if bits else y), loss, dtype=dtype)
-    odd = X.clone()
-    odd[7, 1] = 60.
-    gradients, V = ReinforcingGradients(objective, odd), unit_rows(objective, randn(3, objective.n_params))
-    expected, norms = cosines_by_example(gradients, V)
-    tol = 1e-12 if dtype == F64 else 1e-5
+    gradients, V = ReinforcingGradients(objective, X), unit_rows(objective, randn(3, objective.n_params))
+    G, tol = gradients[0:31], 1e-12 if dtype == F64 else 1e-5
+    with nullcontext() if in_pieces else pytest.raises(RuntimeError): assert torch.equal(
+        torch.cat(gradients.by_param(slice(0, 31)), 1), G)
     for chunk in (2**26, 8 * V[0].nbytes):
-        found = cosines_at_once(objective, objective.place_inputs(odd), V, chunk_bytes=chunk)
-        assert (found is not None) == at_once
-        n_rows = []
-        with model.register_forward_hook(lambda m, args, out: n_rows.append(len(args[0]))):
-            ours = align(objective, odd, V, chunk_bytes=chunk)
-        if at_once: assert n_rows == [1] * math.ceil(31 * V[0].nbytes / chunk), "batched: vmap shows one row"
-        assert ours.n_undefined == 1 and torch.equal(ours.labels, gradients.labels) and ours.label_source == "predicted"
-        assert_close(ours.cosines, expected, rtol=tol, atol=tol, equal_nan=True)
-        assert_close(ours.grad_norms, (norms.double() * gradients.log_norms.exp()).to(norms), rtol=tol, atol=tol,
-                     equal_nan=True)
+        ours = align(objective, X, V, chunk_bytes=chunk)
+        assert torch.equal(ours.labels, objective.classes(X))
+        assert_close(ours.cosines, G @ V.T / G.norm(dim=1)[:, None], rtol=tol, atol=tol)
+
+
+class OfOne(nn.Module):
+    "Another rounding, made large, for an example that comes alone."
+    def __init__(self): super().__init__(); self.inner = CONV()
+    def forward(self, x):
+        out = self.inner(x)
+        return out + 1e-9 * torch.arange(out.shape[1]) if len(x) == 1 else out
+
+
+def test_labels_on_the_boundary_are_those_of_a_prediction():
+    "Where rounding decides, another way to compute the outputs would give another label on one side of a segment."
+    a, y = blobs(31)
+    objective, b, low, high = Objective(build(OfOne), (a, y)), a.flip(0), torch.zeros(31), torch.ones(31)
+    start, at = objective.classes(a), lambda t: torch.lerp(a, b, t.to(a)[:, None])
+    for _ in range(40):
+        middle = (low + high) / 2
+        same = objective.classes(at(middle)) == start
+        low, high = torch.where(same, middle, low), torch.where(same, high, middle)
+    assert (objective.classes(b) != start).sum() > 5
+    V = randn(3, objective.n_params)
+    for t in (low, high): assert torch.equal(align(objective, at(t), V).labels, objective.classes(at(t)))
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from ..curvature.basis import free_bytes
 from ..curvature.batches import default_unpack
 from ..curvature.checks import own_modes
-from ..curvature.example_grads import example_vjps
+from ..curvature.example_grads import example_vjps, vjps_by_param
 from ..curvature.layers import inner, lengths, unit_rows
 from ..curvature.loss import check_labels
 from ..curvature.objective import Objective, as_objective
@@ -48,6 +48,11 @@ class ReinforcingGradients:
     def __getitem__(self, part: slice | list[int]) -> Tensor:  # `(b, P)`
         "Gradients of some examples, each divided by the length of its residual."
         return example_vjps(self.objective, tree_map(lambda t: t[part], self.X), self.residuals[part])
+
+    def by_param(self, part: slice) -> list[Tensor]:  # `(b, p)` for each parameter
+        "The same in pieces that nobody puts together; `RuntimeError` where examples go one by one."
+        if self.objective.recomputes: raise RuntimeError("no vmap through what is recomputed")
+        return vjps_by_param(self.objective, tree_map(lambda t: t[part], self.X), self.residuals[part])
 
     def unit(self, part: slice | list[int]) -> Tensor:  # `(b, P)`
         "Gradients of some examples at length one; NaN where the gradient is zero, or NaN."

@@ -6,7 +6,6 @@
 __all__ = ['example_vjps', 'vjps_by_param', 'example_vjps_loop', 'example_grads']
 
 # %% ../../nbs/curvature/15_example_grads.ipynb #a6de9ba8
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,24 +27,21 @@ def example_vjps(
 ) -> Tensor:  # `(B, P)`
     "Row x is the product of the transposed Jacobian of the outputs at x with `cotangents[x]`."
     if objective.recomputes or not len(cotangents): return example_vjps_loop(objective, inputs, cotangents)
-    try: return torch.cat(vjps_by_param(objective, lambda out, r: (r,), inputs, cotangents)[0], 1)
+    try: return torch.cat(vjps_by_param(objective, inputs, cotangents), 1)
     except RuntimeError: return example_vjps_loop(objective, inputs, cotangents)
 
 @own_modes()
 def vjps_by_param(
     objective: Objective,
-    residual: Callable[..., tuple[Tensor, ...]],  # outputs `(1, ...)` and rows of an example -> r, whatever else
     inputs: Any,  # `(B, ...)`, on the objective's device
-    *rows: Tensor,  # `(B, ...)`
-) -> tuple[list[Tensor], tuple[Tensor, ...]]:  # `(B, p)` for each parameter; all that `residual` says, `(B, ...)`
-    "The same with r as a function of the example's own outputs, in one forward pass; `RuntimeError` without vmap."
-    def one(x, *own):
-        fn = lambda params: objective.outputs(params, tree_map(lambda t: t.unsqueeze(0), x))
-        out, pull = vjp(fn, objective.params)
-        found = residual(out, *own)
-        return pull(found[0].reshape(out.shape))[0], found
-    with objective.gathered(): grads, found = vmap(one)(inputs, *rows)
-    return [g.reshape(len(g), -1) for g in grads.values()], found
+    cotangents: Tensor,  # `(B, ...)`, shaped like the outputs
+) -> list[Tensor]:  # `(B, p)` for each parameter
+    "The same, in pieces; `RuntimeError` without vmap."
+    def one(x, r):
+        fn = lambda params: objective.outputs(params, tree_map(lambda t: t.unsqueeze(0), x)).squeeze(0)
+        return vjp(fn, objective.params)[1](r)[0]
+    with objective.gathered(): found = vmap(one)(inputs, cotangents).values()
+    return [g.reshape(len(g), -1) for g in found]
 
 @own_modes()
 def example_vjps_loop(objective: Objective, inputs: Any, cotangents: Tensor) -> Tensor:
