@@ -88,6 +88,7 @@ class Launched:
 # %% ../../nbs/curvature/19_fast.ipynb #52d22a06
 _UNIT = 2**10  # bytes kept, of which a trace saves as much as of an operation
 _TRACING = 8, 200  # what a trace costs: products, and for each operation what it saves of so many
+_SHALLOW = 200  # operations of a map; what a trace saves of a product is mostly the first layer's part of it
 _BLOCK_BYTES = 2**23  # for one block of vectors, in the measure of what is kept: small enough for a cache
 _FEW, _MANY = 4, 64  # vectors that a block must be able to hold; rows of a call that are worth blocks
 _ROUNDING_BYTES = 2**24  # kept, from which a product is bound by arithmetic
@@ -123,7 +124,8 @@ class FastSum:
     ) -> bool:
         "Do so many products pay for a trace?"
         products, operations = _TRACING
-        return (done - share * products) * (self.n_operations + self.n_bytes / _UNIT) > \
+        deep = max(1., self.n_operations / (_SHALLOW * max(1, len(self.maps))))
+        return (done - share * products * deep) * (self.n_operations + self.n_bytes / _UNIT) > \
             share * operations * self.n_operations
 
     def trace(self, v: Tensor) -> Tensor | None:
