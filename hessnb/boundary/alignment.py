@@ -77,8 +77,7 @@ def cosines_by_example(
     "Cosines, and norms for unit residuals, from the gradients themselves; for every model."
     blocks, found = V.split([p.numel() for p in gradients.objective.params.values()], 1), []
     for part in gradients.slices:
-        try: found.append(_cosines_and_norms(gradients.by_param(part), blocks))
-        except RuntimeError: found.append(_cosines_and_norms([gradients[part]], [V]))
+        found.append(_cosines_and_norms(gradients.by_param(part), blocks))
     cosines, norms = map(torch.cat, zip(*found))
     return cosines, norms
 
