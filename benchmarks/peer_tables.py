@@ -79,7 +79,8 @@ def summarise(args: argparse.Namespace, rows: Rows, axes: Iterable[str]) -> None
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
                  platform.machine())
     machines = sorted({r["machine"] for r in rows.rows if "machine" in r})  # on a GPU the rows may come from elsewhere
-    where = "; ".join(machines) or f"{os.cpu_count()} cores of {model}, torch {torch.__version__}"
+    where = "; ".join(machines) or (f"{os.cpu_count()} cores of {model}, kernels for "
+                                    f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
     how = "All runs of a problem in one process" if machines else "Every run in a process of its own"
     lines = [f"Measured on {where}. {how}, interleaved. Threads: "
              f"{', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.",
@@ -141,7 +142,8 @@ def plot(path: Path, rows: list[dict], curves: dict[str, list[dict]]) -> None:
     labels = []
     for name in names:
         p = Problem(**{k: base[name][k] for k in asdict(Problem("", 0))})
-        labels.append(f"{p.network}, N={p.n:,}, k={p.k}, tol={p.tol:g}, {p.dtype}: {base[name]['seconds']:.3g} s")
+        kind = ", GGN" if p.curvature == "ggn" else ""
+        labels.append(f"{p.network}{kind}, N={p.n:,}, k={p.k}, tol={p.tol:g}, {p.dtype}: {base[name]['seconds']:.3g} s")
     ax.set(yticks=range(len(names)), yticklabels=labels, xscale="log",
            xlabel="time relative to hessnb (left of the line: faster)",
            title="The same eigenpairs, at equal true residual")

@@ -1,6 +1,7 @@
 """What the search for eigenpairs costs, in things that can be counted: products, forward passes, bytes. Nothing is
 timed, so a loss shows on any machine."""
 import copy
+import statistics
 from contextlib import contextmanager
 
 import numpy as np
@@ -69,14 +70,16 @@ PROBLEMS = {  # operator, pairs, tolerance, products that certify: the probe beg
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_products(name):
     """The search takes no more products than Lanczos without restarts, but for the step between two looks at the pairs;
-    certifying them takes a few for all of them together, and a probe."""
+    certifying them takes a few for all of them together, and a probe. The middle one of three starts counts."""
     make, k, tol, n_certify = PROBLEMS[name]
-    op = make()
-    pairs = top_eigenpairs(op, k, tol=tol)
+    op, found = make(), []
+    for seed in range(3):
+        before = op.n_matvecs
+        found.append(top_eigenpairs(op, k, tol=tol, generator=torch.Generator().manual_seed(seed)))
+        assert found[-1].converged.all() and op.n_matvecs - before == found[-1].n_matvecs + found[-1].n_certify
     steps = max(k + 4, unrestarted(make(), k, tol))
-    assert pairs.converged.all() and op.n_matvecs == pairs.n_matvecs + pairs.n_certify
-    assert pairs.n_matvecs <= steps + max(2, steps // 20)
-    assert pairs.n_certify <= n_certify
+    assert statistics.median(p.n_matvecs for p in found) <= steps + max(2, steps // 20)
+    assert statistics.median(p.n_certify for p in found) <= n_certify
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 from torch.utils._pytree import tree_leaves, tree_map
 
 # %% ../../nbs/curvature/18_tracing.ipynb #9b6098c9
@@ -31,8 +32,9 @@ class _Traced(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        tracer = next(t.tracer for t in tree_leaves((args, kwargs)) if isinstance(t, cls))
-        return tracer.run(func, args, kwargs or {})
+        first = args[0] if args and isinstance(args[0], cls) else \
+            next(t for t in tree_leaves((args, kwargs)) if isinstance(t, cls))
+        return first.tracer.run(func, args, kwargs or {})
 
 def _address(t: Tensor) -> int: return t.untyped_storage().data_ptr()
 
@@ -51,15 +53,19 @@ class Tracer:
 
     def run(self, func: Any, args: tuple, kwargs: dict) -> Any:
         "The result of one operation, which is written down."
-        value = lambda x: x.value if isinstance(x, _Traced) else x
-        out = func(*tree_map(value, args), **tree_map(value, kwargs))
+        traced = []
+        def value(x: Any) -> Any:
+            if not isinstance(x, _Traced): return x
+            traced.append(x)
+            return x.value
+        out = func(*map_aggregate(args, value), **map_aggregate(kwargs, value))
         writes = func._schema.is_mutable
         called = _functional(func, args[0]) if writes else func
-        node = self.graph.call_function(called, tree_map(self._argument, args), tree_map(self._argument, kwargs))
+        given = (map_aggregate(x, self._argument) for x in (args, kwargs))
+        node = self.graph.call_function(called, *given)
         if writes:
             args[0].node = self._traced(args[0].value, node, {}).node
             return args[0]
-        traced = [t for t in tree_leaves((args, kwargs)) if isinstance(t, _Traced)]
         owners = {_address(t.value): t.node.meta["owner"] for t in traced}
         if isinstance(out, Tensor): return self._traced(out, node, owners)
         return type(out)(self._part(node, i, t, owners) for i, t in enumerate(out))
