@@ -30,8 +30,8 @@ class Rows:
 def medians(rows: Rows) -> Iterator[dict]:
     "For every problem and solver: median and spread of the repetitions."
     measured = rows.find(part="pairs")
-    first = {r["problem"]: (list(NETWORKS).index(r["network"]), r["n"], r["dtype"], -r["tol"], r["k"])
-             for r in measured}
+    first = {r["problem"]: (list(NETWORKS).index(r["network"]), r["n"], r.get("curvature") == "ggn", r["dtype"],
+                            -r["tol"], r["k"]) for r in measured}
     for problem, solver in sorted({(r["problem"], r["solver"]) for r in measured},
                                   key=lambda key: (first[key[0]], list(SOLVERS).index(key[1]))):
         found = rows.find(part="pairs", problem=problem, solver=solver)
@@ -79,8 +79,9 @@ def summarise(args: argparse.Namespace, rows: Rows, axes: Iterable[str]) -> None
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
                  platform.machine())
     machines = sorted({r["machine"] for r in rows.rows if "machine" in r})  # on a GPU the rows may come from elsewhere
-    where = "; ".join(machines) or (f"{os.cpu_count()} cores of {model}, kernels for "
-                                    f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}")
+    kernels = " and ".join(sorted({r["kernels"] for r in rows.rows if "kernels" in r}))
+    here = f"{os.cpu_count()} cores of {model}, kernels for {kernels}, torch {torch.__version__}"
+    where = "; ".join(machines) or here
     how = "All runs of a problem in one process" if machines else "Every run in a process of its own"
     lines = [f"Measured on {where}. {how}, interleaved. Threads: "
              f"{', '.join(sorted({str(r['threads']) for r in pairs if 'threads' in r}))}. Time limit: {args.limit} s.",

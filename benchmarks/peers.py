@@ -107,7 +107,7 @@ def once(problem: Problem, solver: str, seed: int, data: tuple, steps: int | Non
         if X.is_cuda else {}
     return dict(seconds=seconds, cold=cold, mib=peak / 2**20, products=n_products,
                 residual=max(residuals(problem, model, X, y, vectors)), overlap=overlap, n_params=vectors.shape[1],
-                threads=torch.get_num_threads(), **place)
+                threads=torch.get_num_threads(), kernels=torch.backends.cpu.get_cpu_capability(), **place)
 
 
 def ready(problem: Problem, folder: Path) -> tuple:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -49,6 +50,17 @@ def test_solvers_without_peers_agree(bench):
             values = torch.linalg.eigvalsh(V @ A @ V.T).flip(0)
             torch.testing.assert_close(values, expected, msg=lambda text, name=name: f"{name}, {curvature}: {text}")
             assert 3 <= n_products <= 2 * n
+
+
+def test_rows_of_a_problem_stand_together(bench, tmp_path):
+    problems, _, tables, _ = bench
+    rows = tables.Rows(tmp_path / "peers.jsonl")
+    asked = [problems.Problem("mlp", 9, curvature=c) for c in ("ggn", "hessian")]
+    told = dict.fromkeys(("seconds", "cold", "mib", "products", "residual", "overlap", "n_params", "threads"), 0.)
+    for solver in ("plain Lanczos", "hessnb"):
+        for p in asked: rows.add(part="pairs", problem=p.key, solver=solver, repetition=0, **asdict(p), **told)
+    found = [(r["problem"], r["solver"]) for r in tables.medians(rows)]
+    assert found == [(p.key, solver) for p in asked[::-1] for solver in ("hessnb", "plain Lanczos")]
 
 
 def test_a_run_is_cut_and_the_others_go_on(bench, monkeypatch, tmp_path):
