@@ -41,7 +41,8 @@ def core(module): return module.split(".")[1:2] in ([], ["curvature"], ["boundar
 
 @pytest.fixture(scope="module")
 def imported():
-    "What importing each module alone gave: a process with torch, but nothing of ours, forks one child for each."
+    """What importing each module alone gave: a process with torch, but nothing of ours, forks one child for each. What
+    may need matplotlib and widgets finds these loaded; what must do without them comes before."""
     out = python(f"""
 import json, os, sys, traceback
 import torch
@@ -51,7 +52,8 @@ def alone(module, blocked):
         __import__(module)
     except BaseException: return traceback.format_exc()
 said = {{}}
-for module, blocked in {[(m, core(m)) for m in ("hessnb", *MODULES)]!r}:
+for module, blocked in {sorted(((m, core(m)) for m in ("hessnb", *MODULES)), key=lambda found: not found[1])!r}:
+    if not blocked: import matplotlib.pyplot, ipywidgets
     read, write = os.pipe()
     if os.fork() == 0:
         with open(write, "w") as f: f.write(alone(module, blocked) or "")

@@ -232,8 +232,8 @@ def test_a_float32_twin_that_overflows_is_left():
 def test_nonzero_pairs_of_a_network_with_dead_parameters(layers, dead):
     "Inputs that are always zero and units that are always off: as many pairs as autograd's dense matrix has."
     torch.manual_seed(0)
-    parts = [p for a, b in zip(layers, layers[1:]) for p in (nn.Linear(a + 20, b + 20), nn.ReLU())][:-1]
-    net, X, y = nn.Sequential(*parts).double().eval(), randn(30, layers[0] + 20), torch.arange(30) % 3
+    parts = [p for a, b in zip(layers, layers[1:]) for p in (nn.Linear(a + 12, b + 12), nn.ReLU())][:-1]
+    net, X, y = nn.Sequential(*parts).double().eval(), randn(30, layers[0] + 12), torch.arange(30) % 3
     X[:, int((1 - dead) * X.shape[1]):] = 0
     if len(parts) > 1:
         with torch.no_grad(): parts[0].bias[5:] = -100.
