@@ -42,9 +42,9 @@ def drag(lab, name):
         time.sleep(.016)
     lab.page.mouse.up()
     time.sleep(2)
-    state = "[sliders.amounts[0], sliders.picture.alt, f'{sliders.numbers[\"loss\"]:.4g}']"
-    amount, shown, loss = json.loads(lab.execute(f"import json; print(json.dumps({state}))"))
-    assert amount > 1 and loss in shown
+    state = "[sliders.amounts[0] / sliders.reaches[0].high, sliders.picture.alt, f'{sliders.numbers[\"loss\"]:.4g}']"
+    share, shown, loss = json.loads(lab.execute(f"import json; print(json.dumps({state}))"))
+    assert share > .2 and loss in shown
     painted, up = lab.page.evaluate("[window.hessnbPainted, window.hessnbUp]")
     assert len(painted) >= 4, "the picture follows while the slider moves"
     return max(0., painted[-1] - up)
