@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .timing import until
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
@@ -145,14 +147,7 @@ class Lab:
         "What the widget, and those in its tabs, say of errors."
         return "".join(self.widget(name).locator(".hessnb-error").all_text_contents()).strip()
 
-    def until(self, condition, seconds=10, what="condition"):
-        "Wait until `condition()` is true, and return what it gave."
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            found = condition()
-            if found: return found
-            time.sleep(.05)
-        raise AssertionError(f"{what} not met within {seconds} s")
+    until = staticmethod(until)
 
     def handle(self, name, index=0): return self.widget(name).locator(".hessnb-handle, .noUi-handle").nth(index)
 

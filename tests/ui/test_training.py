@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from watched import watched
 
-from .timing import record
+from .timing import record, timings, until
 
 SETUP = """
 import torch, warnings
@@ -69,29 +69,10 @@ def told(page, head):
     return next(row.split("\t")[1:] for row in rows if row.startswith(head))
 
 
-def until(condition, seconds=10):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition(): return
-        time.sleep(.03)
-    raise AssertionError(f"not within {seconds} s")
-
-
-def presses(page, keys, settle=.06):
+def presses(page, keys):
     "Milliseconds from each key press to the painted picture."
-    page.evaluate("""() => {
-        window.hessnbTimes = [];
-        const root = document.querySelector(".hessnb-player");
-        document.addEventListener("keydown", () => { window.hessnbStart = performance.now(); }, true);
-        new MutationObserver(() => requestAnimationFrame(() => setTimeout(() => {
-            window.hessnbTimes.push(performance.now() - window.hessnbStart);
-        }))).observe(root, { attributes: true, attributeFilter: ["data-index"] });  // set after all pictures
-    }""")
-    for i, key in enumerate(keys):
-        page.keyboard.press(key)
-        until(lambda: page.evaluate("window.hessnbTimes.length") == i + 1)
-        time.sleep(settle)
-    return np.array(json.loads(page.evaluate("JSON.stringify(window.hessnbTimes)")))
+    press = lambda i: page.keyboard.press(keys[i])
+    return timings(page, ".hessnb-player", press, len(keys), "data-index", settle=.06)  # set after all pictures
 
 
 KEYS = ["ArrowLeft"] * 10 + ["ArrowRight"] * 10
@@ -138,7 +119,8 @@ class TestWidget:
         until(lambda: told(live.page, "step")[0] == live.execute("print(runs[0][4].step)"))
 
     def test_key_to_picture(self, live):
-        live.execute("explorer.index = len(explorer.steps) - 1")
+        last = int(live.execute("explorer.index = len(explorer.steps) - 1; print(explorer.index)"))
+        until(lambda: at(live.page) == last, what="the last step")
         live.page.locator(".hessnb-player").focus()
         times = presses(live.page, KEYS)
         found = record("training explorer, two runs, beside a kernel", times)
@@ -175,6 +157,7 @@ class TestPage:
         page.goto(pages["two"])
         page.locator(".hessnb-frame").first.wait_for()
         page.keyboard.press("End")
+        until(lambda: at(page) > 0, what="the last step")
         times = presses(page, KEYS)
         found = record("training page, two runs, without a kernel", times)
         assert found["median_ms"] <= 100

@@ -7,6 +7,16 @@ import numpy as np
 RESULTS = {}
 
 
+def until(condition, seconds=10, what="condition"):
+    "Wait until `condition()` is true, and return what it gave."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found: return found
+        time.sleep(.03)
+    raise AssertionError(f"{what} not met within {seconds} s")
+
+
 def record(name, times):
     median, p95 = np.percentile(times, [50, 95])
     RESULTS[name] = {"median_ms": round(float(median), 1), "p95_ms": round(float(p95), 1), "n": len(times)}
@@ -14,20 +24,25 @@ def record(name, times):
     return RESULTS[name]
 
 
-def timings(lab, name, press, n, settle=.15):
-    "Milliseconds from each of `n` key presses to the painted picture."
-    lab.page.evaluate("""(selector) => {
-        const img = document.querySelector(selector);
+def timings(page, selector, press, n, attribute=None, settle=.15):
+    """Milliseconds from each of `n` key presses to the painted picture, once the page is at rest.
+
+    The element that `selector` names tells when its picture is new: an image by its `load`, anything else by
+    `attribute`, which is set then. What no key press began is not counted."""
+    page.evaluate("""([selector, attribute]) => {
+        const element = document.querySelector(selector);
+        const painted = () => requestAnimationFrame(() => setTimeout(() => {
+            if (window.hessnbStart !== null) window.hessnbTimes.push(performance.now() - window.hessnbStart);
+            window.hessnbStart = null;
+        }));
         window.hessnbTimes = [];
         window.hessnbStart = null;
         document.addEventListener("keydown", () => { window.hessnbStart = performance.now(); }, true);
-        img.addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
-            if (window.hessnbStart !== null) window.hessnbTimes.push(performance.now() - window.hessnbStart);
-            window.hessnbStart = null;
-        })));
-    }""", f".hessnb-{name} img.hessnb-image")
+        if (attribute === null) element.addEventListener("load", painted);
+        else new MutationObserver(painted).observe(element, { attributes: true, attributeFilter: [attribute] });
+    }""", [selector, attribute])
     for i in range(n):
-        press()
-        lab.until(lambda: lab.page.evaluate("window.hessnbTimes.length") == i + 1, what=f"picture {i + 1}")
+        press(i)
+        until(lambda i=i: page.evaluate("window.hessnbTimes.length") > i, what=f"picture {i + 1}")
         time.sleep(settle)
-    return np.array(json.loads(lab.page.evaluate("JSON.stringify(window.hessnbTimes)")))
+    return np.array(json.loads(page.evaluate("JSON.stringify(window.hessnbTimes)")))
