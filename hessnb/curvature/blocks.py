@@ -108,7 +108,7 @@ class BlockOperator(Operator):
 
     def in_single(self):
         if self.objective.processes is not None: return None
-        with own_modes(): found = self.kept.rounded(self.objective.memory_budget * 2 // 3)
+        with own_modes(): found = self.kept.rounded()
         return Single(self, *found) if found else None
 
 class Linearisation:
@@ -153,7 +153,7 @@ class Linearisation:
             test = partial(torch.linspace, -1, 1, part.n_params, dtype=part.dtype, device=part.device)
             sizes = [round(share * size) for size in self.sizes]
             return BlockOperator(part, FastSum(maps, test, sizes, counted.n * len(maps), "auto", counted.waits,
-                                               self.stream), verified)
+                                               self.stream, self.objective.memory_budget * 2 // 3), verified)
 
     def matvec(self, v: Tensor) -> Tensor:  # `(P,)` -> `(P,)`
         "The product of the whole Hessian."

@@ -106,9 +106,10 @@ class FastSum:
         product: Literal["auto", "graph", "replay"] = "auto",  # the maps as they are, their traces, or by the rule
         waits: bool = False,  # does one of the operations wait for the host?
         stream: "torch.cuda.Stream | None" = None,  # where the maps were made, on a GPU
+        room: int = 0,  # bytes that may be kept here instead; a copy takes half of what is
     ):
         self.test, self.sizes, self.n_bytes, self.n_operations = test, sizes, sum(sizes), n_operations
-        self.product, self.waits, self.stream = product, waits, stream
+        self.product, self.waits, self.stream, self.room = product, waits, stream, room
         self.done = self.ahead = 0  # products so far, and announced ones
         self._keep(maps)
         if product == "replay": self.trace(test())
@@ -131,9 +132,11 @@ class FastSum:
     def trace(self, v: Tensor) -> Tensor | None:
         "Replace the maps by their traces; the sum for `v`, or None if they cannot be traced and stay."
         forced, self.product, programs, total = self.product == "replay", "graph", [], torch.zeros_like(v)
+        spare = max(0, self.room - self.n_bytes)
         try:
-            for part in self.maps:
-                with beside(self.stream): program, value = trace(part, v)
+            for part, size in zip(self.maps, self.sizes, strict=True):
+                with beside(self.stream): program, value = trace(part, v, size + spare)
+                spare -= max(0, program.n_bytes - size)
                 programs.append(program)
                 total = total + value
         except Exception as e:  # also from operations that do not let a tensor subclass through
@@ -186,11 +189,9 @@ class FastSum:
         single, limit = torch.stack([self(v) for v in V]), 1e3 * torch.finfo(V.dtype).eps
         if ((block - single).norm(dim=1) <= limit * single.norm(dim=1)).all(): self.block_rows = min(256, most)
 
-    def rounded(self,
-        room: int,  # bytes that may be kept here; the copy takes half of what is
-    ) -> tuple[Launched, float] | None:
+    def rounded(self) -> tuple[Launched, float] | None:
         "The same sum in float32 and its relative error; None where it is not worth it, or far off."
-        fits = _ROUNDING_BYTES <= self.n_bytes <= room
+        fits = _ROUNDING_BYTES <= self.n_bytes <= self.room
         if self.product == "graph" or not fits: return None
         test = self.test()
         if test.dtype != torch.float64 or self.product == "auto" and self.trace(test) is None: return None

@@ -97,7 +97,8 @@ class CurvatureOperator(MicroBatchMaps):
             with objective.together():
                 counted = counted or self.try_one()
                 maps, sizes = self.maps_to_keep()
-            self.kept = FastSum(maps, self.test_vector, sizes, counted.n * len(maps), product, counted.waits, stream)
+            self.kept = FastSum(maps, self.test_vector, sizes, counted.n * len(maps), product, counted.waits, stream,
+                                self.memory_budget * 2 // 3)
             self.rest()
 
     def _parts(self) -> Iterator[tuple[Callable[[Tensor], Tensor]]]:
@@ -130,7 +131,7 @@ class CurvatureOperator(MicroBatchMaps):
     def in_single(self):
         if not self.all_kept or self.processes is not None: return None
         if self._single is None:
-            with own_modes(): found = self.kept.rounded(self.memory_budget * 2 // 3)
+            with own_modes(): found = self.kept.rounded()
             self._single = Single(self, *found) if found else False
         return self._single or None
 
