@@ -75,6 +75,9 @@ def test_what_is_announced_reaches_the_parts():
     A.expect, B.expect = (lambda n: seen.append(("A", n))), (lambda n: seen.append(("B", n)))
     (2 * A + B.shift(1)).restrict(MASK).deflate(rows(1)[:, MASK] / rows(1)[:, MASK].norm()).expect(9)
     assert seen == [("A", 9), ("B", 9)]
+    A.resume = seen.append
+    A.shift(1).resume(4)
+    assert seen[2:] == [4]
 
 
 A64, B64 = two()

@@ -105,6 +105,7 @@ class BlockOperator(Operator):
         with own_modes(): return self.complete(self.objective.sum(self.kept.rows, over=[(V,)]), V)
 
     def expect(self, n): self.kept.expect(n)
+    def resume(self, n): self.kept.resume(n)
 
     def in_single(self):
         if self.objective.processes is not None: return None

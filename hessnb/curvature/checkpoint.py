@@ -115,6 +115,7 @@ def put_state(
     search.generator.set_state(file.read("generator"))
     search.target = Target(**values["target"])
     search.budget.resume(values["used"])
+    search.op.resume(values["used"] + 1)  # one was for the fingerprint
     for name in _NUMBERS: setattr(search, name, values[name])
     if probing:
         ends = [(sigma, sign) for sigma, sign in probing["ends"]]

@@ -87,8 +87,8 @@ class Launched:
 
 # %% ../../nbs/curvature/19_fast.ipynb #52d22a06
 _UNIT = 2**10  # bytes kept, of which a trace saves as much as of an operation
-_TRACING = 8, 200  # what a trace costs: products, and for each operation what it saves of so many
-_SHALLOW = 200  # operations of a map; what a trace saves of a product is mostly the first layer's part of it
+_TRACING = 4, 200  # what a trace costs: products, and for each operation what it saves of so many
+_SHALLOW = 150  # operations of a map; what a trace saves of a product is mostly the first layer's part of it
 _BLOCK_BYTES = 2**23  # for one block of vectors, in the measure of what is kept: small enough for a cache
 _FEW, _MANY = 4, 64  # vectors that a block must be able to hold; rows of a call that are worth blocks
 _ROUNDING_BYTES = 2**24  # kept, from which a product is bound by arithmetic
@@ -151,6 +151,12 @@ class FastSum:
     ) -> None:
         "Announce products, so that a trace that they pay for is made before them."
         self.ahead = max(self.ahead, n)
+
+    def resume(self,
+        n: int,  # products, perhaps of another that is gone
+    ) -> None:
+        "Go on as after these: graph and trace may differ by rounding, so the trace has to come where it would have."
+        self.done = n
 
     def __call__(self,
         v: Tensor,  # `(P,)`

@@ -127,6 +127,7 @@ class CurvatureOperator(MicroBatchMaps):
     def product(self) -> str: return self.kept.product  # "auto" until the rule has chosen; then "graph" or "replay"
 
     def expect(self, n): self.kept.expect(n)
+    def resume(self, n): self.kept.resume(n)
 
     def in_single(self):
         if not self.all_kept or self.processes is not None: return None

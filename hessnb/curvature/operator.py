@@ -11,7 +11,7 @@ __all__ = ['SYMMETRY', 'SymmetricOperator', 'check_vectors', 'whole', 'probabili
 # %% ../../nbs/curvature/16_operator.ipynb #690da297
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -40,9 +40,8 @@ def check_vectors(
     n = op.shape[1]
     expected = f"({n},)" if ndim == 1 else f"(k, {n})"
     if not isinstance(V, Tensor): raise TypeError(f"expected a tensor of shape {expected}, got {type(V).__name__}")
-    if V.ndim != ndim or V.shape[-1] != n:
-        raise ValueError(f"expected shape {expected}, got {tuple(V.shape)}; vectors are rows, and one vector goes to "
-                         "matvec")
+    if V.ndim != ndim or V.shape[-1] != n: raise ValueError(
+        f"expected shape {expected}, got {tuple(V.shape)}; vectors are rows, and one vector goes to matvec")
     if V.dtype != op.dtype: raise TypeError(f"expected {op.dtype}, got {V.dtype}: call v.to({op.dtype})")
     if V.device != op.device:
         raise ValueError(f"expected a vector on {op.device}, got {V.device}: call v.to('{op.device}')")
@@ -158,6 +157,7 @@ class Operator(InShares):
     "A symmetric matrix that can be multiplied with: all that an algorithm may ask. A subclass says what `apply` does."
     noise = 0.  # relative error of a product, beyond rounding in its own dtype
     __array_ufunc__ = None  # NumPy's numbers leave multiplication to us
+    parts: Sequence["Operator"] = ()  # that it is made of
 
     def __init__(self,
         n: int,  # rows, and columns
@@ -193,6 +193,11 @@ class Operator(InShares):
 
     def expect(self, n: int) -> None:
         "Announce `n` products to come."
+        for part in self.parts: part.expect(n)
+
+    def resume(self, n: int) -> None:
+        "Let the next products be to the bits what they would be after `n` others."
+        for part in self.parts: part.resume(n)
 
     def in_single(self) -> "Operator | None":
         "The same products in float32, counted here too, where that is worth it; else None."
@@ -300,9 +305,6 @@ class Derived(Operator):
         super().__init__(n or a.shape[0], a.dtype, a.device)
         self.processes = next((p.processes for p in self.parts if p.processes is not None), None)
 
-    def expect(self, n):
-        for part in self.parts: part.expect(n)
-
 # %% ../../nbs/curvature/16_operator.ipynb #1a2b2231
 class Combination(Derived):
     "`sum_i c_i A_i + sigma I`."
@@ -335,10 +337,9 @@ def verification(
     "What the check of an operator's derivatives has found; for one made of others, of the worst of these."
     parts = getattr(op, "parts", None) or [part for part in [getattr(op, "own", None)] if part is not None]
     if parts: return min((verification(part) for part in parts), key=_trust)
-    nothing = object()
-    found = getattr(op, "verified", nothing)
+    found = getattr(op, "verified", ...)
     if found is None and getattr(op, "objective", None) is not None: return False
-    return None if found is nothing else found
+    return None if found is ... else found
 
 def _trust(found: Any) -> tuple[bool, bool, float]:
     "The order of what checks have found, the worst first."
@@ -387,8 +388,7 @@ class Deflation(Derived):
         self.V = V.detach().to(self.device, self.dtype)
         off = (self.V @ self.V.T - torch.eye(len(V), dtype=self.dtype, device=self.device)).abs()
         if len(V) and off.max() > torch.finfo(self.dtype).eps ** .5:
-            raise ValueError(f"the rows are not orthonormal: their products are off by {off.max():.2g}; use "
-                             "torch.linalg.qr")
+            raise ValueError(f"the rows are not orthonormal, but off by {off.max():.2g}: use torch.linalg.qr")
 
     def project(self, V: Tensor) -> Tensor:  # `(P,)` or rows
         "What is left of vectors in the complement."

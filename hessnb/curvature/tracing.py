@@ -320,7 +320,7 @@ def trace(
     v: Tensor,  # `(P,)`, to run it with
     room: float = math.inf,  # bytes that it may keep, if there is a choice
 ) -> tuple[Program, Tensor]:
-    "The map as a program, and fn(v); `CannotTrace` if there is none that gives the same."
+    "The map as a program, and what it gives for `v`; `CannotTrace` if there is none that gives what `fn` does."
     if type(v) is not Tensor: raise CannotTrace(f"{type(v).__name__} is a tensor with operations of its own")
     run = Tracer(fn, v)
     drop_zeros(run.graph, run.constants)
@@ -328,6 +328,6 @@ def trace(
     use_patches(run.graph, run.constants, room - kept_bytes(used_constants(run.graph, run.constants)))
     write_in_place(run.graph)
     program = Program(run.graph, run.constants)
-    far, limit = (program(v) - run.value).norm(), 1e3 * torch.finfo(v.dtype).eps * run.value.norm()
-    if not far <= limit: raise CannotTrace("the replay gives something else")
-    return program, run.value
+    value, limit = program(v), 1e3 * torch.finfo(v.dtype).eps * run.value.norm()
+    if not (value - run.value).norm() <= limit: raise CannotTrace("the replay gives something else")
+    return program, value
