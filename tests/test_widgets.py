@@ -119,7 +119,7 @@ class TestEigenvectorSliders:
 
     def test_reset_sweep_and_save(self, plane, tmp_path):
         view = EigenvectorSliders(*plane, n=30, reach=2.)
-        rest = view.picture.value
+        rest, view.play.playing = view.picture.value, True
         for phase, height in [(0, 0), (30, 2), (60, 0), (90, -2), (120, 0)]:
             view.play.value = phase
             assert view.amounts[0] == pytest.approx(height)

@@ -235,12 +235,14 @@ class AmountSliders(View):
         self.amounts = tuple(slider.value for slider in self.sliders)
 
     def move_on(self, change) -> None:
-        "Move the slider that is played."
+        "Move the slider that is played; a frame that comes after the end of its sweep is late, and moves nothing."
+        if change["new"] and not self.play.playing: return
         wave, r = triangle_wave(change["new"] / self.play.max), self.reaches[self.sweep]
         self.sliders[self.sweep].value = wave * r.high if wave > 0 else -wave * r.low
 
     def reset(self) -> None:
-        "All amounts to zero."
+        "End a sweep, and set all amounts to zero."
+        self.play.playing = False
         self.state = {"amounts": (0.,) * self.k}
 
     def refresh(self) -> None:

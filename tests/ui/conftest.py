@@ -132,7 +132,7 @@ class Lab:
         image.scroll_into_view_if_needed()
         return np.asarray(Image.open(io.BytesIO(image.screenshot())).convert("RGB")).astype(int)
 
-    def until_changed(self, name, before, index=0, share=.01, seconds=10):
+    def until_changed(self, name, before, index=0, share=.01, seconds=30):
         "The picture once more than `share` of its pixels differ from `before`."
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -150,6 +150,15 @@ class Lab:
     until = staticmethod(until)
 
     def handle(self, name, index=0): return self.widget(name).locator(".hessnb-handle, .noUi-handle").nth(index)
+
+    def press(self, handle, key, n=1):
+        "Press a key `n` times at a slider; each time the slider must have moved in the page."
+        shown = lambda: handle.get_attribute("aria-valuenow")
+        def moved():
+            before = shown()
+            handle.press(key)  # at the slider, whatever has the focus; again where a page at work let it pass
+            return shown() != before
+        for _ in range(n): until(moved, what=f"{key} moves the slider")
 
     def screenshot(self, name):
         "A picture of the page, kept where HESSNB_SCREENSHOTS says."

@@ -33,9 +33,8 @@ def number(lab, i): return lab.widget("trial").locator(".hessnb-number").nth(i)
 
 
 def type_number(lab, i, text):
-    number(lab, i).focus()
     number(lab, i).fill(text)
-    lab.page.keyboard.press("Enter")
+    number(lab, i).press("Enter")
 
 
 def word(lab, i): return lab.widget("trial").locator(".hessnb-word").nth(i).inner_text()
@@ -62,14 +61,13 @@ class TestNumbers:
 
     def test_keys(self, trial):
         trial.execute("a.value = .333")
-        trial.handle("trial", 0).focus()
         for key, value in [("ArrowRight", .35), ("ArrowLeft", .3), ("ArrowUp", .35), ("ArrowDown", .3),
                            ("PageUp", .8), ("PageDown", .3), ("Home", -1.), ("End", 3.), ("ArrowRight", 3.)]:
-            trial.page.keyboard.press(key)
+            trial.handle("trial", 0).press(key)
             trial.until(lambda value=value: told(trial, "a.value") == value, what=f"{value} after {key}")
         assert trial.handle("trial", 0).evaluate("node => node === document.activeElement")
         trial.execute("a.value = .333")
-        trial.page.keyboard.press("ArrowLeft")
+        trial.handle("trial", 0).press("ArrowLeft")
         trial.until(lambda: told(trial, "a.value") == .3, what="down to the grid")
 
     def test_typed(self, trial):

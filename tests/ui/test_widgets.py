@@ -48,8 +48,7 @@ def loss_of(lab):
 class TestEigenvectorSliders:
     def test_a_key_moves_the_boundary(self, sliders):
         before = sliders.pixels("sliders")
-        sliders.handle("sliders").focus()
-        for _ in range(10): sliders.page.keyboard.press("ArrowRight")
+        sliders.press(sliders.handle("sliders"), "ArrowRight", 10)
         ten = 10 * float(sliders.execute("print(sliders.sliders[0].step)"))
         sliders.until(lambda: amounts(sliders)[0] == pytest.approx(ten), what="ten steps to the right")
         sliders.until_changed("sliders", before)
@@ -127,12 +126,22 @@ class TestEigenvectorSliders:
         sliders.until_changed("sliders", before)
         sliders.widget("sliders").locator(".widget-play button").first.click()
         sliders.widget("sliders").get_by_role("button", name="Reset").click()
+        sliders.until(lambda: amounts(sliders) == [0.] * 5, what="sliders at zero")
+        time.sleep(1)
+        assert amounts(sliders) == [0.] * 5  # no frame of the sweep comes late
+
+    def test_reset_ends_a_sweep(self, sliders):
+        before = sliders.pixels("sliders")
+        sliders.widget("sliders").locator(".widget-play button").first.click()
+        sliders.until_changed("sliders", before)
+        sliders.widget("sliders").get_by_role("button", name="Reset").click()
+        sliders.until(lambda: amounts(sliders) == [0.] * 5, what="sliders at zero")
+        time.sleep(1)
+        assert amounts(sliders) == [0.] * 5
 
     def test_a_broken_callback_is_seen(self, sliders):
         assert sliders.error("broken") == ""
-        sliders.handle("broken").scroll_into_view_if_needed()
-        sliders.handle("broken").focus()
-        sliders.page.keyboard.press("ArrowRight")
+        sliders.press(sliders.handle("broken"), "ArrowRight")
         said = "Something went wrong: deliberately broken (RuntimeError)"
         sliders.until(lambda: said in sliders.error("broken"), what="the error in the widget")
         message = sliders.widget("broken").get_by_role("alert")
@@ -194,12 +203,10 @@ class TestSpectrumExplorer:
 
     def test_arrow_keys(self, explorers):
         detail = explorers.pixels("spectrum", 1)
-        explorers.image("spectrum").focus()
-        explorers.page.keyboard.press("ArrowRight")
+        explorers.image("spectrum").press("ArrowRight")
         explorers.until(lambda: "v4 of 6" in explorers.readout("spectrum"), what="v4 in the read-out")
         explorers.until_changed("spectrum", detail, 1)
-        explorers.handle("spectrum").focus()
-        explorers.page.keyboard.press("ArrowLeft")
+        explorers.press(explorers.handle("spectrum"), "ArrowLeft")
         explorers.until(lambda: "v3 of 6" in explorers.readout("spectrum"), what="v3 in the read-out")
 
     def test_scale(self, explorers):
@@ -227,8 +234,7 @@ class TestBoundaryExplorer:
     def test_keys_and_drags_move_the_point(self, explorers):
         point = lambda: json.loads(explorers.execute("print(json.dumps(boundary.point))"))
         start = point()
-        explorers.image("boundary").focus()
-        for _ in range(5): explorers.page.keyboard.press("ArrowRight")
+        for _ in range(5): explorers.image("boundary").press("ArrowRight")
         explorers.until(lambda: point()[0] > start[0] + .1, what="the point to the right")
         box, (u, v) = explorers.image("boundary").bounding_box(), point()
         x, y = json.loads(explorers.execute(f"print(json.dumps(boundary.canvas.place({u}, {v})))"))
@@ -305,9 +311,7 @@ class TestMinimaComparer:
 
     def test_one_slider_moves_all(self, explorers):
         before = [explorers.pixels("minima", i) for i in range(2)]
-        explorers.handle("minima").scroll_into_view_if_needed()
-        explorers.handle("minima").focus()
-        for _ in range(20): explorers.page.keyboard.press("ArrowRight")
+        explorers.press(explorers.handle("minima"), "ArrowRight", 20)
         for i in range(2): explorers.until_changed("minima", before[i], i)
         explorers.until(lambda: explorers.execute("print(comparer.amount)") == "1.0", what="one curvature length")
         time.sleep(.5)

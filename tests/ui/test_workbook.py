@@ -50,8 +50,7 @@ def test_tabs_appear_and_work(workbook):
     tabs, names = workbook.widget("book").get_by_role("tab"), ["sliders", "spectrum", "boundary", "layers", "numbers"]
     workbook.until(lambda: [t.strip() for t in tabs.all_inner_texts()] == names, what="five tabs")
     before = workbook.pixels("book")
-    workbook.handle("book").focus()
-    for _ in range(20): workbook.page.keyboard.press("ArrowRight")
+    workbook.press(workbook.handle("book"), "ArrowRight", 20)
     workbook.until_changed("book", before)
     workbook.screenshot("workbook_sliders_1300")
     for i, text in [(1, "separates"), (2, "classes in view"), (3, "holds"), (4, "effective directions")]:
@@ -119,8 +118,7 @@ book""")
     assert 1 <= int(n) < 12 and ok == "True"
     lab.image("book").wait_for()
     before = lab.pixels("book")
-    lab.handle("book").focus()
-    for _ in range(20): lab.page.keyboard.press("ArrowRight")
+    lab.press(lab.handle("book"), "ArrowRight", 20)
     lab.until_changed("book", before)
     lab.screenshot("stopped_1300")
     lab.execute("del Slow.matvec")  # no longer slow
@@ -135,13 +133,9 @@ book""")
 def test_the_start_page_shows_a_working_slider(lab):
     copy_tutorials(lab.folder / "tutorials")
     lab.open(f"tutorials/{START}")
-    start = time.monotonic()
     lab.run_all()
-    lab.image("sliders").wait_for()
-    seconds = time.monotonic() - start
+    lab.image("sliders").wait_for()  # how long it takes on a quiet machine: test_latency
     before = lab.pixels("sliders")
-    lab.handle("sliders").focus()
-    for _ in range(10): lab.page.keyboard.press("ArrowRight")
+    lab.press(lab.handle("sliders"), "ArrowRight", 10)
     lab.until_changed("sliders", before)
     lab.screenshot("start_1300")
-    assert seconds < 60, f"{seconds:.0f} s; on a quiet machine 20 are allowed, see test_latency"

@@ -7,8 +7,8 @@ import numpy as np
 RESULTS = {}
 
 
-def until(condition, seconds=10, what="condition"):
-    "Wait until `condition()` is true, and return what it gave."
+def until(condition, seconds=30, what="condition"):
+    "Wait until `condition()` is true, and return what it gave; for what must come, however busy the machine is."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
