@@ -80,7 +80,8 @@ def summarise(args: argparse.Namespace, rows: Rows, axes: Iterable[str]) -> None
                  platform.machine())
     machines = sorted({r["machine"] for r in rows.rows if "machine" in r})  # on a GPU the rows may come from elsewhere
     kernels = " and ".join(sorted({r["kernels"] for r in rows.rows if "kernels" in r}))
-    here = f"{os.cpu_count()} cores of {model}, kernels for {kernels}, torch {torch.__version__}"
+    used = f"kernels for {kernels}, " if kernels else ""  # rows of older versions do not say
+    here = f"{os.cpu_count()} cores of {model}, {used}torch {torch.__version__}"
     where = "; ".join(machines) or here
     how = "All runs of a problem in one process" if machines else "Every run in a process of its own"
     lines = [f"Measured on {where}. {how}, interleaved. Threads: "

@@ -156,8 +156,10 @@ class Lab:
         shown = lambda: handle.get_attribute("aria-valuenow")
         def moved():
             before = shown()
-            handle.press(key)  # at the slider, whatever has the focus; again where a page at work let it pass
-            return shown() != before
+            handle.press(key)
+            if shown() != before: return True
+            assert not handle.evaluate("node => node === document.activeElement"), f"{key} moved nothing"
+            return False  # the page took the focus away in between: again
         for _ in range(n): until(moved, what=f"{key} moves the slider")
 
     def screenshot(self, name):
