@@ -65,7 +65,7 @@ def test_rows_of_a_problem_stand_together(bench, tmp_path):
 
 def test_a_run_is_cut_and_the_others_go_on(bench, monkeypatch, tmp_path):
     problems, solvers, _, peers = bench
-    def slow(*args): time.sleep(60)
+    def slow(*args): time.sleep(300)
     torch.manual_seed(0)
     data = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)), randn(9, 3).float(), torch.arange(9) % 4
     monkeypatch.setattr(peers, "ready", lambda *args: data)
@@ -73,7 +73,7 @@ def test_a_run_is_cut_and_the_others_go_on(bench, monkeypatch, tmp_path):
     problem, asked = problems.Problem("mlp", 9, 2), ["plain ARPACK", "plain Lanczos"]
     start = time.monotonic()
     found = list(peers.together(problem, tmp_path, asked, 2, 60, 4))
-    assert time.monotonic() - start < 50 and ["failed" in r for r in found] == [True, False, False]
+    assert time.monotonic() - start < 200 and ["failed" in r for r in found] == [True, False, False]
     assert "TimeoutError" in found[0]["failed"] and [r["solver"] for r in found[1:]] == asked[1:] * 2
     assert not list(peers.together(problem, tmp_path, asked, 2, -1))
 

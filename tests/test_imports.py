@@ -27,7 +27,7 @@ sys.meta_path[:] = map(Hide, sys.meta_path)
 
 def python(code):
     done = subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", code], cwd=HERE.parent,
-                          capture_output=True, text=True, timeout=120)
+                          capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -24,7 +24,7 @@ def many(request, tmp_path_factory):
     "World size, and what each of so many processes, started by torchrun, has found."
     n, out = request.param, tmp_path_factory.mktemp("processes") / "found"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), WORKER]
-    done = subprocess.run([*start, TASKS[n], out], env=FEW, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*start, TASKS[n], out], env=FEW, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return n, [torch.load(f"{out}.{rank}") for rank in range(n)]
 
