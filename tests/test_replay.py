@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from conftest import F64, blobs, build, mlp, randn, untouched
+from hessnb.curvature import fast
+from hessnb.curvature.fast import FastSum
 from hessnb.curvature.gauss_newton import GGNOperator
 from hessnb.curvature.hessian import HessianOperator
 from hessnb.curvature.objective import Objective
@@ -116,6 +118,9 @@ CONVOLUTIONS = {  # layers, and the shape of an example
     "dilated pooling": (lambda: (nn.Conv2d(1, 3, 3), nn.Hardtanh(), nn.MaxPool2d(2, dilation=2)), (1, 12, 12)),
     "adaptive pooling": (lambda: (nn.Conv2d(1, 3, 3), nn.Sigmoid(), nn.AdaptiveMaxPool2d(3)), (1, 12, 12)),
     "softplus": (lambda: (nn.Conv2d(1, 3, 3), nn.Softplus(), nn.MaxPool2d(2)), (1, 12, 12)),
+    "rough GELU": (lambda: (nn.Conv2d(1, 3, 3), nn.GELU("tanh"), nn.MaxPool2d(2)), (1, 12, 12)),
+    "rough GELU, adaptive": (lambda: (nn.Conv2d(1, 3, 3), nn.GELU("tanh"), nn.AdaptiveMaxPool2d(3)), (1, 12, 12)),
+    "one number for both": (lambda: (OneNumber(), nn.ReLU()), (1, 12, 12)),
     "pooled first": (lambda: (nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(1, 3, 3), nn.ReLU()), (1, 16, 16)),
     "one kernel, twice": (lambda: (Twice(), *relu_pool()), (1, 12, 12)),
     "one image, twice": (lambda: (Again(), nn.ReLU()), (1, 12, 12)),
@@ -128,6 +133,12 @@ class Twice(nn.Module):
     "The same kernel for the image and for its mirror image."
     def __init__(self): super().__init__(); self.of = nn.Conv2d(1, 3, 3)
     def forward(self, x): return self.of(x) * self.of(x.flip(-1))
+
+
+class OneNumber(nn.Module):
+    "Stride and padding as tuples of one number."
+    def __init__(self): super().__init__(); self.of = nn.Conv2d(1, 3, 3)
+    def forward(self, x): return F.conv2d(x, self.of.weight, self.of.bias, (2,), (1,))
 
 
 class Again(nn.Module):
@@ -288,9 +299,42 @@ def test_what_cannot_be_traced_stays_with_the_graph():
     (lambda v: torch.zeros(6, dtype=F64).copy_(v), "writes to a constant or to shared memory"),
     (lambda v: v.clone()[:3].mul_(2).repeat(2), "writes to a constant or to shared memory"),
     (lambda v: torch.ones(6, dtype=F64), "does not depend on the vector"),
+    (lambda v: torch.mul(v, 2 * v.detach(), out=torch.empty(6, dtype=F64)), "writes to another argument"),
+    (lambda v: torch.add(v.clone(), 1, out=torch.empty(6, dtype=F64)), "writes to another argument"),
 ])
 def test_what_cannot_be_traced(fn, message):
     with pytest.raises(CannotTrace, match=message): trace(fn, randn(6))
+
+
+def behind_its_back(v):
+    "Three times the vector, in a way that no operation tells of."
+    out = v * 1
+    out.data = out.data * 3
+    return out
+
+
+@pytest.mark.parametrize("v", [randn(6), torch.zeros(6, dtype=F64), torch.eye(6, dtype=F64)[2]])
+def test_a_trace_is_compared_where_it_was_not_made(v):
+    "A value of the vector that became a constant is not seen at that vector, and nothing is seen at zero."
+    with pytest.raises(RuntimeError, match="gives something else"):
+        FastSum([behind_its_back], lambda: v, [0], 3, product="replay")
+    auto = FastSum([lambda v: 2 * v.flip(0), behind_its_back], lambda: v, [0, 0], 6)
+    auto.expect(10**9)
+    assert torch.equal(auto(v), 2 * v.flip(0) + 3 * v) and auto.product == "graph"
+
+
+class Magnitudes(nn.Module):
+    "Sizes of complex numbers: complex constants in the trace."
+    def __init__(self): super().__init__(); self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 4)
+    def forward(self, x): return self.second(torch.complex(self.first(x), x).abs())
+
+
+def test_complex_constants_in_single_precision(monkeypatch):
+    monkeypatch.setattr(fast, "_ROUNDING_BYTES", 0)
+    objective = Objective(build(Magnitudes), (X, Y))
+    op = GGNOperator(objective, product="replay")
+    single, v = op.in_single(), randn(objective.n_params)
+    assert (single.matvec(v.float()).double() - op.matvec(v)).norm() <= 1e-5 * op.matvec(v).norm()
 
 
 @pytest.mark.parametrize("fn", [

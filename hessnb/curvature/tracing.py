@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CannotTrace', 'Tracer', 'drop_zeros', 'write_in_place', 'scale_fewer', 'use_patches', 'patches', 'used_constants',
-           'kept_bytes', 'Program', 'trace']
+           'kept_bytes', 'Program', 'trace', 'check_same', 'check_elsewhere']
 
 # %% ../../nbs/curvature/18_tracing.ipynb #20612195
 import math
@@ -62,11 +62,12 @@ class Tracer:
             traced.append(x)
             return x.value
         out = func(*map_aggregate(args, value), **map_aggregate(kwargs, value))
-        writes = func._schema.is_mutable
-        called = _functional(func, args[0]) if writes else func
+        writes = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+        if any(writes[1:]): raise CannotTrace(f"{func} writes to another argument than its first one")
+        called = _functional(func, args[0]) if any(writes) else func
         given = (map_aggregate(x, self._argument) for x in (args, kwargs))
         node = self.graph.call_function(called, *given)
-        if writes:
+        if any(writes):
             args[0].node = self._traced(args[0].value, node, {}).node
             return args[0]
         owners = {_address(t.value): t.node.meta["owner"] for t in traced}
@@ -89,7 +90,7 @@ class Tracer:
         "`x` as an argument in the graph."
         if isinstance(x, _Traced): return x.node
         if not isinstance(x, Tensor): return x
-        key = (_address(x), x.storage_offset(), x.shape, x.stride(), x.dtype)
+        key = (_address(x), x.storage_offset(), x.shape, x.stride(), x.dtype, x.is_conj(), x.is_neg())
         name = self._names.setdefault(key, f"c{len(self._names)}")
         self.constants[name] = x
         return self.graph.get_attr(name)
@@ -117,7 +118,7 @@ def drop_zeros(
         for zero, other in (node.args, node.args[::-1]):
             if zero not in zeros or not isinstance(other, fx.Node): continue
             if other in zeros: zeros.add(node)
-            elif other.meta["layout"] == node.meta["layout"]:
+            elif other.meta.get("layout") == node.meta["layout"]:
                 node.replace_all_uses_with(other)
                 break
     graph.eliminate_dead_code()
@@ -170,6 +171,7 @@ def scale_fewer(
             view.args, view.meta["owner"] = (whole, shape), whole.meta["owner"]
             picked = _before(node, pick, view, dim, index, like=node)
             node.target, node.args = scaled.target, (picked, _constant_before(node, constants, fewer), *how)
+            node.kwargs = scaled.kwargs
         elif node.target in _SLOPES and node.args[0].target is spread and _scales(node, node.args[0].args[-1]):
             wide, slopes, *how = node.args
             small, image, *places, index = wide.args
@@ -177,6 +179,7 @@ def scale_fewer(
             at = constants[index.target]
             fewer = constants[slopes.target].flatten(-2).gather(-1, at.flatten(-2)).view_as(at)
             scaled = _before(node, node.target, small, _constant_before(node, constants, fewer), *how, like=small)
+            scaled.kwargs, node.kwargs = node.kwargs, wide.kwargs
             node.target, node.args = spread, (scaled, _shape_of(image, node, constants), *places, index)
     graph.eliminate_dead_code()
 
@@ -223,6 +226,7 @@ def use_patches(
         else: continue
         stride, padding, dilation, transposed, _, groups = how
         if transposed or groups != 1 or not (dense and _is_dense(result)): continue
+        if {*map(len, (stride, padding, dilation))} != {len(shape) - 2}: continue  # one number for all dimensions
         x, n_values, n_places = constants[image.target], math.prod(shape[1:]), math.prod(result.meta["layout"][0][2:])
         if x.device.type != "cpu" or n_values > _FEW_VALUES.get(x.dtype, (0, 0))[result is not node]: continue
         key = image.target, tuple(shape[2:]), tuple(stride), tuple(padding), tuple(dilation)
@@ -296,21 +300,28 @@ class Program:
         with torch.no_grad(): return self._run(v)
 
     @property
+    def operations(self) -> tuple[Any, ...]:
+        "What it calls, one after the other."
+        return tuple(n.target for n in self.graph.nodes if n.op == "call_function")
+
+    @property
     def takes_blocks(self) -> bool:
         "Has torch a rule for each operation on several vectors at a time?"
-        calls = {n.target for n in self.graph.nodes if n.op == "call_function"} - {operator.getitem}
+        calls = {*self.operations} - {operator.getitem}
         return all(f.has_kernel_for_dispatch_key(torch._C.DispatchKey.FuncTorchBatched) for f in calls)
 
     def rounded(self) -> "Program":
         "The same in float32."
-        storages, double, single, graph = {}, torch.float64, torch.float32, fx.Graph()
+        storages, graph = {}, fx.Graph()
+        single = {torch.float64: torch.float32, torch.complex128: torch.complex64}
         def convert(t: Tensor) -> Tensor:
-            if t.dtype != double: return t
-            whole = torch.empty(0, dtype=double, device=t.device).set_(t.untyped_storage())
-            if _address(t) not in storages: storages[_address(t)] = whole.to(single)
-            return storages[_address(t)].as_strided(t.shape, t.stride(), t.storage_offset())
+            if t.dtype not in single: return t
+            whole = torch.empty(0, dtype=t.dtype, device=t.device).set_(t.untyped_storage())
+            key = _address(t), t.dtype
+            if key not in storages: storages[key] = whole.to(single[t.dtype])
+            return storages[key].as_strided(t.shape, t.stride(), t.storage_offset())
         graph.output(graph.graph_copy(self.graph, {}))
-        swap = lambda x: single if x is double else x
+        swap = lambda x: single.get(x, x) if isinstance(x, torch.dtype) else x
         for node in graph.nodes:
             if node.op == "call_function": node.args, node.kwargs = tree_map(swap, (node.args, node.kwargs))
         return Program(graph, {name: convert(c) for name, c in self.constants.items()})
@@ -328,6 +339,16 @@ def trace(
     use_patches(run.graph, run.constants, room - kept_bytes(used_constants(run.graph, run.constants)))
     write_in_place(run.graph)
     program = Program(run.graph, run.constants)
-    value, limit = program(v), 1e3 * torch.finfo(v.dtype).eps * run.value.norm()
-    if not (value - run.value).norm() <= limit: raise CannotTrace("the replay gives something else")
+    value = program(v)
+    check_same(value, run.value)
     return program, value
+
+def check_same(replayed: Tensor, value: Tensor) -> None:
+    "`CannotTrace` if a replay gives something else."
+    if not (replayed - value).norm() <= 1e3 * torch.finfo(value.dtype).eps * value.norm():
+        raise CannotTrace("the replay gives something else")
+
+def check_elsewhere(program: Program, fn: Callable[[Tensor], Tensor], v: Tensor) -> None:
+    "The same for a random vector like `v`, of which nothing can have become a constant, against an untraced run."
+    u = torch.randn(v.shape, generator=torch.Generator().manual_seed(1), dtype=v.dtype).to(v.device)
+    check_same(program(u), fn(u))
