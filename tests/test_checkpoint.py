@@ -83,8 +83,8 @@ def same(a, b):
     assert repr(a) == repr(b)
     for name in ("values", "vectors", "residuals", "converged"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
-    assert (a.n_matvecs, a.n_certify, a.n_single, a.miss_probability) == (b.n_matvecs, b.n_certify, b.n_single,
-                                                                         b.miss_probability)
+    assert (a.n_matvecs, a.n_certify, a.n_single) == (b.n_matvecs, b.n_certify, b.n_single)
+    assert a.miss_probability == pytest.approx(b.miss_probability, rel=1e-9)  # some kernels depend on alignment
 
 
 @pytest.fixture
